@@ -1,0 +1,57 @@
+"""Errors that cross a boundary of the daemon. A user's error says what is wrong, where, and what to do.
+
+Does not log and does not decide: whoever catches an error decides, and the edge (supervisor, worker, command line) logs.
+"""
+
+
+class EdgedError(Exception):
+    """An error with a message for a person and, where there is one, a hint that says what to do.
+
+    ``code`` is a stable, lower-case word for machines: it goes into results, events and exit messages.
+    """
+
+    code = "internal"
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class ConfigError(EdgedError):
+    """The configuration cannot be used."""
+
+    code = "config"
+
+
+class BundleError(EdgedError):
+    """A model bundle is damaged, unsafe or not one of ours. Nothing was changed."""
+
+    code = "bundle"
+
+
+class FrameRejected(EdgedError):
+    """A frame can never be inferred: unreadable, of the wrong shape or type, not finite. Retrying does not help."""
+
+    code = "rejected"
+
+
+class EngineError(EdgedError):
+    """An engine could not load a model or run it; the engine itself still stands."""
+
+    code = "engine"
+
+
+class EngineLost(EngineError):
+    """The engine's worker crashed, hung past its deadline, or spoke nonsense; its frames may be tried once more."""
+
+    code = "engine-lost"
+
+
+class StoreError(EdgedError):
+    """The buffer cannot store or read; ``code`` names the cause (full, io, corrupt)."""
+
+    code = "buffer"

@@ -1,0 +1,124 @@
+"""What the core asks of the outside, as Protocols: sources, models, engines, the result store.
+
+Adapters implement these and never import each other; ``app`` joins them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edged.domain import Array, Entry, Frame, FrameId, Kind, Payload, Prediction, Receipt, Totals
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How an offered frame ended: its durable receipt, or None when it was dropped or the daemon stops."""
+
+    frame: FrameId
+    kind: Kind | None
+    receipt: Receipt | None
+
+
+OnEnded = Callable[[Ended], None]
+
+
+class Intake(Protocol):
+    """Where a source hands over its frames: the bounded queue in front of one pipeline."""
+
+    async def offer(self, frame: Frame, on_ended: OnEnded) -> None:
+        """Queue a frame; wait while the queue is full if its policy is to block.
+
+        ``on_ended`` is called once in the event loop, after the frame's end is committed (a dropped frame: when it
+        is dropped). A frame that was stored before ends with its first receipt, without a second inference.
+        """
+
+    async def reject(self, frame: FrameId, received_ns: int, reason: str, on_ended: OnEnded) -> None:
+        """Account for something that arrived but is not a frame (unreadable): a REJECTED entry is committed."""
+
+
+class Source(Protocol):
+    """Something that brings frames. ``run`` lasts until cancelled; it raises only when the source is unusable."""
+
+    name: str
+
+    async def run(self, intake: Intake) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or state of a model. ``shape`` is that of one sample: no batch axis, no time axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    sequence: bool = False  # True: one value a time step, (T, *shape) a sample
+
+
+class Model(Protocol):
+    """A verified bundle, as the pipeline sees it."""
+
+    name: str
+    version: str
+    digest: str
+    path: Path
+    timesteps: int
+    classes: int
+    inputs: tuple[TensorSpec, ...]
+    states: tuple[TensorSpec, ...]
+
+    def encode(self, payload: Payload) -> dict[str, Array]:
+        """Turn a payload into one sample by input name: (*shape) or (T, *shape). Raises FrameRejected."""
+
+    def decode(self, readout: NDArray[np.float32]) -> list[Prediction]:
+        """Turn readouts (B, classes) into predictions, ties broken as the manifest says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """One batch through an engine. ``readout`` is (B, classes); ``engine_ns`` is the engine's own run time."""
+
+    readout: NDArray[np.float32]
+    engine_ns: int
+
+
+class Engine(Protocol):
+    """A model loaded on one engine, behind a worker. Every call has a deadline.
+
+    Raises EngineLost when the worker crashed, hung or spoke nonsense (it is restarted behind the scenes; the next call
+    waits for it), EngineError when the engine answered with an error of its own.
+    """
+
+    name: str
+    max_batch: int
+
+    async def infer(self, inputs: Mapping[str, Array]) -> Inference:
+        """Run whole windows from zero state. Constant inputs (B, *shape), sequences (T, B, *shape), T-major."""
+
+    async def step(
+        self, inputs: Mapping[str, Array], states: Mapping[str, Array]
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Run ONE time step from the given states: inputs and states (B, *shape). Returns outputs and new states,
+        the states under their *input* names, ready for the next step."""
+
+
+class ResultStore(Protocol):
+    """The durable buffer of results."""
+
+    @property
+    def epoch(self) -> str: ...
+
+    def find(self, frames: Sequence[FrameId]) -> list[Receipt | None]:
+        """The receipts of frames that were stored before, in order; None where the frame is new. Fast: no fsync."""
+
+    async def commit(self, entries: Sequence[Entry]) -> list[Receipt]:
+        """Store entries and return once they are on the medium. Calls that queue during an fsync share the next one.
+        An entry whose frame is stored already yields the first receipt, marked as duplicate. Raises StoreError."""
+
+    def totals(self) -> dict[str, Totals]:
+        """The durable account of each source."""

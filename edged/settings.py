@@ -1,0 +1,155 @@
+"""Turns a TOML table into a frozen msgspec Struct and reports every error at once, each with key, value and hint.
+
+A schema is a Struct; a field's type says what is legal (``msgspec.Meta`` for bounds) and ``Meta(description=…)`` is the
+hint. Nested Structs are tables, ``tuple[Struct, ...]`` are arrays of tables; a union of tagged Structs is chosen by its
+tag field. Knows nothing of what the settings mean: cross-field rules live beside the schema.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+import msgspec
+
+from edged.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a configuration: where, what was found, what is expected."""
+
+    key: str
+    value: object
+    hint: str
+
+    def __str__(self) -> str:
+        shown = "" if self.value is msgspec.UNSET else f" = {self.value!r}"
+        return f"{self.key}{shown}: {self.hint}"
+
+
+class InvalidSettings(ConfigError):
+    """All problems of one configuration."""
+
+    def __init__(self, where: str, problems: list[Problem]) -> None:
+        noun = "error" if len(problems) == 1 else "errors"
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        super().__init__(f"{where}: {len(problems)} {noun}\n{lines}")
+        self.problems = problems
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Parse a TOML file. Raises ConfigError naming the file and the line."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file", "name it with --config") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def parse(schema: type[T], table: object, problems: list[Problem], key: str = "") -> T | None:
+    """Convert a table to ``schema``. Adds to ``problems``; None when there was at least one in this table."""
+    return _struct(schema, table, problems, key)
+
+
+def _struct(schema: Any, table: object, problems: list[Problem], key: str) -> Any:
+    if not isinstance(table, Mapping):
+        problems.append(Problem(key or "(top)", table, "must be a table"))
+        return None
+    before = len(problems)
+    fields = {field.encode_name: field for field in msgspec.structs.fields(schema)}
+    tag = schema.__struct_config__.tag_field
+    for name in table:
+        if name not in fields and name != tag:
+            problems.append(Problem(_join(key, name), table[name], _unknown(name, list(fields))))
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name in table:
+            values[field.name] = _value(field.type, table[name], problems, _join(key, name))
+        elif field.required:
+            problems.append(Problem(_join(key, name), msgspec.UNSET, _missing(field.type)))
+    return None if len(problems) > before else schema(**values)
+
+
+def _value(kind: Any, value: object, problems: list[Problem], key: str) -> Any:
+    bare = _bare(kind)
+    if _is_struct(bare):
+        return _struct(bare, value, problems, key)
+    choices = [_bare(choice) for choice in get_args(bare)] if _is_union(bare) else []
+    structs = [choice for choice in choices if _is_struct(choice)]
+    if structs and value is not None:
+        return _tagged(structs, value, problems, key)
+    items = get_args(bare) if get_origin(bare) in (tuple, list) else ()
+    if items and isinstance(value, list) and _holds_structs(items[0]):
+        parsed = [_value(items[0], item, problems, f"{key}[{i}]") for i, item in enumerate(value)]
+        return tuple(parsed)
+    if get_origin(bare) is dict and isinstance(value, Mapping) and _holds_structs(get_args(bare)[1]):
+        return {name: _value(get_args(bare)[1], item, problems, _join(key, name)) for name, item in value.items()}
+    try:
+        return msgspec.convert(value, kind, dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        problems.append(Problem(key, value, _describe(kind) or str(error)))
+        return None
+
+
+def _tagged(structs: list[Any], value: object, problems: list[Problem], key: str) -> Any:
+    config = structs[0].__struct_config__
+    by_tag = {struct.__struct_config__.tag: struct for struct in structs}
+    if len(structs) == 1 and config.tag_field is None:
+        return _struct(structs[0], value, problems, key)
+    tag = value.get(config.tag_field) if isinstance(value, Mapping) else None
+    if tag not in by_tag:
+        where = _join(key, str(config.tag_field))
+        shown = msgspec.UNSET if tag is None else tag
+        problems.append(Problem(where, shown, f"must be one of {', '.join(sorted(map(str, by_tag)))}"))
+        return None
+    return _struct(by_tag[tag], value, problems, key)
+
+
+def _decode(kind: type, value: Any) -> Any:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise TypeError(f"cannot decode {kind}")
+
+
+def _bare(kind: Any) -> Any:
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def _is_union(kind: Any) -> bool:
+    return get_origin(kind) is Union or type(kind).__name__ == "UnionType"
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+def _holds_structs(kind: Any) -> bool:
+    bare = _bare(kind)
+    return _is_struct(bare) or (_is_union(bare) and any(_is_struct(_bare(choice)) for choice in get_args(bare)))
+
+
+def _describe(kind: Any) -> str:
+    metas = [meta for meta in get_args(kind)[1:] if isinstance(meta, msgspec.Meta)]
+    return next((meta.description for meta in metas if meta.description), "")
+
+
+def _missing(kind: Any) -> str:
+    described = _describe(kind)
+    return f"is missing: {described}" if described else "is missing"
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"is not a setting; did you mean {close[0]!r}?" if close else f"is not a setting; known: {', '.join(known)}"
+
+
+def _join(key: str, name: str) -> str:
+    return f"{key}.{name}" if key else name

@@ -1,0 +1,105 @@
+"""The facts about a running device, as one value: what ``edged status``, the page, ``/metrics`` and MQTT all show.
+
+Built in one place (``app``), written to ``<runtime_dir>/status.json``, served at ``/status``. Pure data, no I/O.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine with one model in one worker."""
+
+    name: str  # onnxruntime, event, tensorrt, lava
+    model: str  # name@version
+    state: str  # the worker's state: starting, ready, backoff, quarantined …
+    reason: str = ""
+    version: str = ""
+    plan: str = ""
+    pid: int | None = None
+    restarts: int = 0
+
+
+class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    version: str
+    digest: str
+    timesteps: int
+    selftest: str  # passed, failed, pending
+    reason: str = ""
+
+
+class SourceFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """received = committed + rejected + dropped, durably; ``in_flight`` are received and not ended yet."""
+
+    name: str
+    kind: str
+    received: int
+    committed: int
+    rejected: int
+    dropped: int
+    in_flight: int = 0
+    state: str = "running"
+    reason: str = ""
+
+
+class PipelineFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Latencies in microseconds over the last results; ``queue_limit`` is the bound of the queue."""
+
+    name: str
+    model: str
+    engine: str
+    results: int
+    errors: int
+    queued: int
+    queue_limit: int
+    policy: str
+    latency_p50_us: float | None = None
+    latency_p99_us: float | None = None
+    engine_p50_us: float | None = None
+    last_seq: int = 0
+    sources: tuple[SourceFacts, ...] = ()
+
+
+class BufferFacts(msgspec.Struct, frozen=True, kw_only=True):
+    epoch: str
+    state: str  # ok, full, failed
+    reason: str = ""
+    rows: int = 0
+    segments: int = 0
+    bytes: int = 0
+    cap_bytes: int = 0
+    unsent_rows: int = 0
+    commit_p50_us: float | None = None
+    commit_p99_us: float | None = None
+
+
+class LatestResult(msgspec.Struct, frozen=True, kw_only=True):
+    stream: str
+    seq: int
+    kind: str
+    source: str
+    key: str
+    label: str = ""
+    engine: str = ""
+    wall_time: str = ""  # RFC 3339, UTC
+    latency_us: float | None = None
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole truth at one instant."""
+
+    device: str
+    version: str
+    state: str  # starting, ready, degraded, failed, stopping
+    reasons: tuple[str, ...] = ()
+    pid: int = 0
+    started_wall: str = ""  # RFC 3339, UTC
+    uptime_s: float = 0.0
+    wall_time: str = ""
+    engines: tuple[EngineFacts, ...] = ()
+    models: tuple[ModelFacts, ...] = ()
+    pipelines: tuple[PipelineFacts, ...] = ()
+    buffer: BufferFacts | None = None
+    latest: tuple[LatestResult, ...] = ()
