@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 
@@ -99,10 +99,14 @@ class OnnxRuntime(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Engines(msgspec.Struct, frozen=True, kw_only=True):
+    """One table for each engine."""
+
     onnxruntime: OnnxRuntime = OnnxRuntime()
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole configuration of the daemon."""
+
     device: Device
     http: Http = Http()
     buffer: Buffer = Buffer()
@@ -124,7 +128,7 @@ def validate(table: dict[str, Any], base: Path, where: str = "configuration") ->
     own = {key: value for key, value in table.items() if key not in OTHER_SERVICES}
     config = parse(Config, own, problems)
     if config is not None:
-        config = _absolute(config, base)
+        config = cast("Config", _absolute(config, base))
         problems += _cross_checks(config)
     if config is None or problems:
         raise InvalidSettings(where, problems)

@@ -1,6 +1,6 @@
 """Errors that cross a boundary of the daemon. A user's error says what is wrong, where, and what to do.
 
-Does not log and does not decide: whoever catches an error decides, and the edge (supervisor, worker, command line) logs.
+Does not log and does not decide: whoever catches an error decides, the edge logs.
 """
 
 

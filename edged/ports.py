@@ -47,7 +47,8 @@ class Source(Protocol):
 
     name: str
 
-    async def run(self, intake: Intake) -> None: ...
+    async def run(self, intake: Intake) -> None:
+        """Bring frames until cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,8 @@ class ResultStore(Protocol):
     """The durable buffer of results."""
 
     @property
-    def epoch(self) -> str: ...
+    def epoch(self) -> str:
+        """UUID under which sequence numbers are counted now."""
 
     def find(self, frames: Sequence[FrameId]) -> list[Receipt | None]:
         """The receipts of frames that were stored before, in order; None where the frame is new. Fast: no fsync."""

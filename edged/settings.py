@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
 
 import msgspec
 
@@ -56,7 +56,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def parse(schema: type[T], table: object, problems: list[Problem], key: str = "") -> T | None:
     """Convert a table to ``schema``. Adds to ``problems``; None when there was at least one in this table."""
-    return _struct(schema, table, problems, key)
+    return cast("T | None", _struct(schema, table, problems, key))
 
 
 def _struct(schema: Any, table: object, problems: list[Problem], key: str) -> Any:
@@ -66,9 +66,8 @@ def _struct(schema: Any, table: object, problems: list[Problem], key: str) -> An
     before = len(problems)
     fields = {field.encode_name: field for field in msgspec.structs.fields(schema)}
     tag = schema.__struct_config__.tag_field
-    for name in table:
-        if name not in fields and name != tag:
-            problems.append(Problem(_join(key, name), table[name], _unknown(name, list(fields))))
+    unknown = [name for name in table if name not in fields and name != tag]
+    problems += [Problem(_join(key, name), table[name], _unknown(name, list(fields))) for name in unknown]
     values: dict[str, Any] = {}
     for name, field in fields.items():
         if name in table:

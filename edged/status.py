@@ -22,6 +22,8 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """One loaded bundle and whether it proved itself here."""
+
     name: str
     version: str
     digest: str
@@ -63,6 +65,8 @@ class PipelineFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BufferFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """The store of results; ``unsent_rows`` are not acknowledged yet."""
+
     epoch: str
     state: str  # ok, full, failed
     reason: str = ""
@@ -76,6 +80,8 @@ class BufferFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LatestResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the last entries, for a person to look at."""
+
     stream: str
     seq: int
     kind: str

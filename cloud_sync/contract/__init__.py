@@ -1,0 +1,1 @@
+"""Topics, messages and accounting of the link. Pure: no I/O."""

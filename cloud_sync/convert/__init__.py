@@ -1,0 +1,1 @@
+"""ANN to spiking conversion on ONNX graphs."""

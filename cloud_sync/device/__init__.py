@@ -1,0 +1,1 @@
+"""edged-sync: brings what the buffer holds to the broker."""

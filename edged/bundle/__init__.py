@@ -1,0 +1,1 @@
+"""Model bundles: manifest, archive, canonical graph, encoding, self-test."""

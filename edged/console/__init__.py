@@ -1,0 +1,1 @@
+"""HTTP on loopback: Open Inference Protocol v2, health, metrics, page."""

@@ -1,0 +1,1 @@
+"""Where frames come from: spool directory, HTTP, replay; and the decoders of their formats."""
