@@ -42,6 +42,13 @@ class Intake(Protocol):
         """Account for something that arrived but is not a frame (unreadable): a REJECTED entry is committed."""
 
 
+class Inlet(Protocol):
+    """A source that is asked: whoever hands it a frame waits for the frame's end."""
+
+    async def infer(self, key: str, payload: Payload) -> Ended:
+        """Offer one frame and return how it ended. The same key returns the first result again."""
+
+
 class Source(Protocol):
     """Something that brings frames. ``run`` lasts until cancelled; it raises only when the source is unusable."""
 
