@@ -7,13 +7,16 @@ are relative to the file. Reads no environment.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from edged.domain import Policy
 from edged.settings import InvalidSettings, Problem, parse, read_toml
 
+Finding = tuple[str, object, str]  # field, value, hint
 Name = Annotated[
     str,
     msgspec.Meta(
@@ -49,6 +52,11 @@ class Buffer(msgspec.Struct, frozen=True, kw_only=True):
     keep_hours: Annotated[float, msgspec.Meta(ge=0, description="must be hours, at least 0")] = 72.0
     frame_identity: bool = True
 
+    def check(self) -> Iterator[Finding]:
+        """The cap must leave room to seal one segment while another fills."""
+        if self.cap_mb < 4 * self.segment_mb:
+            yield "cap_mb", self.cap_mb, "must hold at least 4 segments of segment_mb"
+
 
 class SpoolSource(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="spool"):
     """A directory into which somebody moves finished files: .npy, .png, .bs2, .bin."""
@@ -72,9 +80,13 @@ class ReplaySource(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", 
     rate_hz: Annotated[float, msgspec.Meta(gt=0, le=100000, description="must be frames a second, more than 0")]
     loop: bool = False
 
+    def check(self) -> Iterator[Finding]:
+        """What is to be played must be there."""
+        if not self.path.exists():
+            yield "path", str(self.path), "no such file or directory"
+
 
 SourceConfig = SpoolSource | HttpSource | ReplaySource
-Policy = Literal["block", "drop-oldest", "drop-newest"]
 
 
 class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,10 +96,17 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
     model: Path
     engines: tuple[Literal["onnxruntime"], ...] = ("onnxruntime",)
     queue: Positive = 64
-    policy: Annotated[Policy, msgspec.Meta(description="must be block, drop-oldest or drop-newest")] = "block"
+    policy: Annotated[Policy, msgspec.Meta(description="must be block, drop-oldest or drop-newest")] = Policy.BLOCK
     max_batch: Annotated[int, msgspec.Meta(ge=1, le=64, description="must be 1 to 64")] = 8
     priority: Annotated[int, msgspec.Meta(ge=0, le=9, description="must be 0 (shed first) to 9 (kept longest)")] = 5
     source: Annotated[tuple[SourceConfig, ...], msgspec.Meta(description="at least one [[pipeline.source]]")]
+
+    def check(self) -> Iterator[Finding]:
+        """A pipeline needs a bundle and something that feeds it."""
+        if not self.source:
+            yield "source", [], "at least one [[pipeline.source]] is needed"
+        if not (self.model / "manifest.json").is_file():
+            yield "model", str(self.model), "must be a bundle directory (it has no manifest.json)"
 
 
 class OnnxRuntime(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,6 +132,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     engines: Engines = Engines()
     pipeline: Annotated[tuple[Pipeline, ...], msgspec.Meta(description="at least one [[pipeline]]")]
 
+    def check(self) -> Iterator[Finding]:
+        """A daemon without a pipeline would only look alive."""
+        if not self.pipeline:
+            yield "pipeline", [], "at least one [[pipeline]] is needed"
+
 
 OTHER_SERVICES = ("sync",)
 
@@ -126,50 +150,27 @@ def validate(table: dict[str, Any], base: Path, where: str = "configuration") ->
     """Check a parsed table; paths become absolute, relative to ``base``. Raises InvalidSettings with every problem."""
     problems: list[Problem] = []
     own = {key: value for key, value in table.items() if key not in OTHER_SERVICES}
-    config = parse(Config, own, problems)
-    if config is not None:
-        config = cast("Config", _absolute(config, base))
-        problems += _cross_checks(config)
+    config = parse(Config, own, problems, base=base)
+    problems += _repeated_names(table)
     if config is None or problems:
         raise InvalidSettings(where, problems)
     return config
 
 
-def _absolute(value: Any, base: Path) -> Any:
-    if isinstance(value, Path):
-        return base / value
-    if isinstance(value, tuple):
-        return tuple(_absolute(item, base) for item in value)
-    if isinstance(value, msgspec.Struct):
-        changes = {name: _absolute(getattr(value, name), base) for name in value.__struct_fields__}
-        return msgspec.structs.replace(value, **changes)
-    return value
-
-
-def _cross_checks(config: Config) -> list[Problem]:
+def _repeated_names(table: dict[str, Any]) -> list[Problem]:
+    """Looked up in the raw table, so that they are told together with everything else."""
+    pipelines = [one for one in _tables(table.get("pipeline")) if isinstance(one, dict)]
+    sources = [source for pipeline in pipelines for source in _tables(pipeline.get("source"))]
     problems: list[Problem] = []
-    if not config.pipeline:
-        problems.append(Problem("pipeline", [], "at least one [[pipeline]] is needed"))
-    if config.buffer.cap_mb < 4 * config.buffer.segment_mb:
-        problems.append(Problem("buffer.cap_mb", config.buffer.cap_mb, "must hold at least 4 segments of segment_mb"))
-    problems += _repeated("pipeline", [pipeline.name for pipeline in config.pipeline])
-    sources = [(f"pipeline[{i}].source", s) for i, p in enumerate(config.pipeline) for s in p.source]
-    problems += _repeated("pipeline.source", [source.name for _, source in sources])
-    for i, pipeline in enumerate(config.pipeline):
-        if not pipeline.source:
-            problems.append(Problem(f"pipeline[{i}].source", [], "at least one [[pipeline.source]] is needed"))
-        if not (pipeline.model / "manifest.json").is_file():
-            hint = "must be a bundle directory (it has no manifest.json); make one with: edged bundle"
-            problems.append(Problem(f"pipeline[{i}].model", str(pipeline.model), hint))
-    for key, source in sources:
-        if isinstance(source, ReplaySource) and not source.path.exists():
-            problems.append(Problem(f"{key}.path", str(source.path), "no such file or directory"))
+    for key, tables in (("pipeline", pipelines), ("pipeline.source", sources)):
+        names = [str(one["name"]) for one in tables if isinstance(one, dict) and "name" in one]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        problems += [Problem(f"{key}.name", name, "is used twice; every name must be its own") for name in repeated]
     return problems
 
 
-def _repeated(key: str, names: list[str]) -> list[Problem]:
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    return [Problem(f"{key}.name", name, "is used twice; every name must be its own") for name in repeated]
+def _tables(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def slug(text: str) -> str:

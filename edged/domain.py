@@ -25,6 +25,14 @@ class Kind(enum.Enum):
     DROPPED = "dropped"  # shed from a full queue; one entry may stand for many frames
 
 
+class Policy(enum.Enum):
+    """What a full queue does with frames: make the source wait, or shed the oldest or the newest."""
+
+    BLOCK = "block"
+    DROP_OLDEST = "drop-oldest"
+    DROP_NEWEST = "drop-newest"
+
+
 @dataclass(frozen=True, slots=True)
 class FrameId:
     """Identity of a frame: unique within its source for ever. The same identity is never stored twice."""

@@ -2,7 +2,7 @@
 
 A schema is a Struct; a field's type says what is legal (``msgspec.Meta`` for bounds) and ``Meta(description=…)`` is the
 hint. Nested Structs are tables, ``tuple[Struct, ...]`` are arrays of tables; a union of tagged Structs is chosen by its
-tag field. Knows nothing of what the settings mean: cross-field rules live beside the schema.
+tag field. Knows nothing of what the settings mean: rules over several fields live in the schema, in ``check``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
 
 import msgspec
@@ -54,68 +55,79 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def parse(schema: type[T], table: object, problems: list[Problem], key: str = "") -> T | None:
-    """Convert a table to ``schema``. Adds to ``problems``; None when there was at least one in this table."""
-    return cast("T | None", _struct(schema, table, problems, key))
+def parse(schema: type[T], table: object, problems: list[Problem], key: str = "", base: Path = Path()) -> T | None:
+    """Convert a table to ``schema``; paths are taken relative to ``base``.
+
+    Adds to ``problems`` what is wrong; returns None when there was anything in this table. A Struct that has a method
+    ``check() -> Iterable[tuple[field, value, hint]]`` is asked for what its types cannot say.
+    """
+    return cast("T | None", _Parser(problems, base).struct(schema, table, key))
 
 
-def _struct(schema: Any, table: object, problems: list[Problem], key: str) -> Any:
-    if not isinstance(table, Mapping):
-        problems.append(Problem(key or "(top)", table, "must be a table"))
-        return None
-    before = len(problems)
-    fields = {field.encode_name: field for field in msgspec.structs.fields(schema)}
-    tag = schema.__struct_config__.tag_field
-    unknown = [name for name in table if name not in fields and name != tag]
-    problems += [Problem(_join(key, name), table[name], _unknown(name, list(fields))) for name in unknown]
-    values: dict[str, Any] = {}
-    for name, field in fields.items():
-        if name in table:
-            values[field.name] = _value(field.type, table[name], problems, _join(key, name))
-        elif field.required:
-            problems.append(Problem(_join(key, name), msgspec.UNSET, _missing(field.type)))
-    return None if len(problems) > before else schema(**values)
+class _Parser:
+    """One walk over one table; collects problems instead of stopping at the first."""
 
+    def __init__(self, problems: list[Problem], base: Path) -> None:
+        self._problems = problems
+        self._base = base
 
-def _value(kind: Any, value: object, problems: list[Problem], key: str) -> Any:
-    bare = _bare(kind)
-    if _is_struct(bare):
-        return _struct(bare, value, problems, key)
-    choices = [_bare(choice) for choice in get_args(bare)] if _is_union(bare) else []
-    structs = [choice for choice in choices if _is_struct(choice)]
-    if structs and value is not None:
-        return _tagged(structs, value, problems, key)
-    items = get_args(bare) if get_origin(bare) in (tuple, list) else ()
-    if items and isinstance(value, list) and _holds_structs(items[0]):
-        parsed = [_value(items[0], item, problems, f"{key}[{i}]") for i, item in enumerate(value)]
-        return tuple(parsed)
-    if get_origin(bare) is dict and isinstance(value, Mapping) and _holds_structs(get_args(bare)[1]):
-        return {name: _value(get_args(bare)[1], item, problems, _join(key, name)) for name, item in value.items()}
-    try:
-        return msgspec.convert(value, kind, dec_hook=_decode)
-    except msgspec.ValidationError as error:
-        problems.append(Problem(key, value, _describe(kind) or str(error)))
-        return None
+    def struct(self, schema: Any, table: object, key: str) -> Any:
+        if not isinstance(table, Mapping):
+            self._add(key or "(top)", table, "must be a table")
+            return None
+        before = len(self._problems)
+        fields = {field.encode_name: field for field in msgspec.structs.fields(schema)}
+        tag = schema.__struct_config__.tag_field
+        for name in (name for name in table if name not in fields and name != tag):
+            self._add(_join(key, name), table[name], _unknown(name, list(fields)))
+        values: dict[str, Any] = {}
+        for name, field in fields.items():
+            if name in table:
+                values[field.name] = self._value(field.type, table[name], _join(key, name))
+            elif field.required:
+                self._add(_join(key, name), msgspec.UNSET, _missing(field.type))
+        if len(self._problems) > before:
+            return None
+        made = schema(**values)
+        for name, value, hint in getattr(made, "check", tuple)():
+            self._add(_join(key, name), value, hint)
+        return made if len(self._problems) == before else None
 
+    def _value(self, kind: Any, value: object, key: str) -> Any:
+        bare = _bare(kind)
+        if _is_struct(bare):
+            return self.struct(bare, value, key)
+        structs = [_bare(choice) for choice in get_args(bare) if _is_struct(_bare(choice))] if _is_union(bare) else []
+        if structs and value is not None:
+            return self._tagged(structs, value, key)
+        items = get_args(bare) if get_origin(bare) in (tuple, list) else ()
+        if items and isinstance(value, list) and _holds_structs(items[0]):
+            return tuple(self._value(items[0], item, f"{key}[{i}]") for i, item in enumerate(value))
+        try:
+            return msgspec.convert(value, kind, dec_hook=self._decode)
+        except msgspec.ValidationError as error:
+            self._add(key, value, _describe(kind) or str(error))
+            return None
 
-def _tagged(structs: list[Any], value: object, problems: list[Problem], key: str) -> Any:
-    config = structs[0].__struct_config__
-    by_tag = {struct.__struct_config__.tag: struct for struct in structs}
-    if len(structs) == 1 and config.tag_field is None:
-        return _struct(structs[0], value, problems, key)
-    tag = value.get(config.tag_field) if isinstance(value, Mapping) else None
-    if tag not in by_tag:
-        where = _join(key, str(config.tag_field))
-        shown = msgspec.UNSET if tag is None else tag
-        problems.append(Problem(where, shown, f"must be one of {', '.join(sorted(map(str, by_tag)))}"))
-        return None
-    return _struct(by_tag[tag], value, problems, key)
+    def _tagged(self, structs: list[Any], value: object, key: str) -> Any:
+        tag_field = structs[0].__struct_config__.tag_field
+        by_tag = {struct.__struct_config__.tag: struct for struct in structs}
+        if len(structs) == 1 and tag_field is None:
+            return self.struct(structs[0], value, key)
+        tag = value.get(tag_field) if isinstance(value, Mapping) else None
+        if tag not in by_tag:
+            shown = msgspec.UNSET if tag is None else tag
+            self._add(_join(key, str(tag_field)), shown, f"must be one of {', '.join(sorted(map(str, by_tag)))}")
+            return None
+        return self.struct(by_tag[tag], value, key)
 
+    def _decode(self, kind: type, value: Any) -> Any:
+        if kind is Path and isinstance(value, str) and value:
+            return self._base / value
+        raise ValueError("must be a path" if kind is Path else f"must be a {kind.__name__}")
 
-def _decode(kind: type, value: Any) -> Any:
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    raise TypeError(f"cannot decode {kind}")
+    def _add(self, key: str, value: object, hint: str) -> None:
+        self._problems.append(Problem(key, value, hint))
 
 
 def _bare(kind: Any) -> Any:
@@ -123,7 +135,7 @@ def _bare(kind: Any) -> Any:
 
 
 def _is_union(kind: Any) -> bool:
-    return get_origin(kind) is Union or type(kind).__name__ == "UnionType"
+    return get_origin(kind) is Union or isinstance(kind, UnionType)
 
 
 def _is_struct(kind: Any) -> bool:

@@ -1,0 +1,313 @@
+"""One pipeline: frames from its sources → batches → engine → entries in the buffer.
+
+The queue in front of the engine is bounded by ``queue_limit`` frames. When it is full, the policy decides:
+
+- ``block``        the source waits (spool, HTTP: nothing is lost, the sender feels it);
+- ``drop-oldest``  the oldest queued frame makes room (cameras: the present matters most);
+- ``drop-newest``  the arriving frame is shed.
+
+What is shed is counted, and one DROPPED entry for each source says so in the stream. At most two batches are with the
+engine at a time (one runs, one is prepared) and at most ``COMMITS`` groups wait for the medium; both bounds push back
+to the queue. Batches take what is queued and never wait to fill up.
+
+A frame whose worker dies is tried once more, alone and with nothing else in flight, so that the guilty frame is told
+from its neighbours; a frame that ends two workers is committed as an ERROR. Frames wait while the engine is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from edged.domain import Array, Entry, Frame, FrameId, Kind, Policy, Prediction, Receipt
+from edged.errors import EngineError, EngineLost, FrameRejected, StoreError
+from edged.ports import Ended, Engine, Inference, Model, OnEnded, ResultStore
+
+log = logging.getLogger(__name__)
+
+BATCHES = 2  # one in the engine, one prepared: measured to hide preparation behind inference
+COMMITS = 8  # groups on their way to the medium; more only delays the answer
+STORE_RETRY_S = 1.0  # a full or failing medium does not heal faster
+LATENCIES = 1024  # results that the latency figures look back on
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A frame in the queue, with whom to tell when it ends."""
+
+    frame: Frame
+    on_ended: OnEnded
+    sample: dict[str, Array] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Settled:
+    """A frame whose entry is ready to be committed (``entry``), or that was stored before (``receipt``)."""
+
+    waiting: _Waiting
+    entry: Entry | None = None
+    receipt: Receipt | None = None
+    engine_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """What has passed through a pipeline since the start; latencies in nanoseconds, newest last."""
+
+    queued: int
+    in_flight: Counter[str]
+    latency_ns: tuple[int, ...]
+    engine_ns: tuple[int, ...]
+    last_seq: int
+
+
+class Pipeline:
+    """Joins sources, a model on an engine and the store under one stream name. Implements the Intake port."""
+
+    def __init__(
+        self,
+        name: str,
+        model: Model,
+        engine: Engine,
+        store: ResultStore,
+        *,
+        queue_limit: int = 64,
+        policy: Policy = Policy.BLOCK,
+    ) -> None:
+        self.name = name
+        self.model = model
+        self.engine = engine
+        self.queue_limit = queue_limit
+        self.policy = policy
+        self._store = store
+        self._queue: deque[_Waiting] = deque()
+        self._arrived = asyncio.Event()
+        self._room = asyncio.Condition()
+        self._shed: Counter[str] = Counter()
+        self._in_flight: Counter[str] = Counter()
+        self._turns = asyncio.Semaphore(BATCHES)
+        self._suspect = asyncio.Lock()
+        self._latency_ns: deque[int] = deque(maxlen=LATENCIES)
+        self._engine_ns: deque[int] = deque(maxlen=LATENCIES)
+        self._last_seq = 0
+
+    # Intake
+
+    async def offer(self, frame: Frame, on_ended: OnEnded) -> None:
+        """Queue a frame, as the Intake port says."""
+        waiting = _Waiting(frame, on_ended)
+        if self.policy is Policy.BLOCK:
+            await self._wait_for_room()
+        elif len(self._queue) >= self.queue_limit:
+            if self.policy is Policy.DROP_NEWEST:
+                self._drop(waiting)
+                return
+            oldest = self._queue.popleft()
+            self._in_flight[oldest.frame.id.source] -= 1
+            self._drop(oldest)
+        self._in_flight[frame.id.source] += 1
+        self._queue.append(waiting)
+        self._arrived.set()
+
+    async def reject(self, frame: FrameId, received_ns: int, reason: str, on_ended: OnEnded) -> None:
+        """Commit a REJECTED entry for something that is not a frame, as the Intake port says."""
+        entry = self._entry(frame, received_ns, Kind.REJECTED, _reason("rejected", reason))
+        receipt = (await self._stored([entry]))[0]
+        on_ended(Ended(frame, receipt.kind, receipt))
+
+    def flow(self) -> Flow:
+        """What passed since the start."""
+        counts = Counter({source: count for source, count in self._in_flight.items() if count})
+        return Flow(len(self._queue), counts, tuple(self._latency_ns), tuple(self._engine_ns), self._last_seq)
+
+    # Life
+
+    async def run(self) -> None:
+        """Infer and store until cancelled."""
+        running: asyncio.Queue[asyncio.Task[list[_Settled]]] = asyncio.Queue(maxsize=BATCHES - 1)
+        commits = asyncio.Semaphore(COMMITS)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._dispatch(tasks, running), name=f"{self.name}:dispatch")
+            tasks.create_task(self._settle(tasks, running, commits), name=f"{self.name}:settle")
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait until everything queued has ended, at most ``timeout_s``. Call after the sources have stopped."""
+        deadline = time.monotonic() + timeout_s
+        while any(self._in_flight.values()) and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+
+    async def _dispatch(self, tasks: asyncio.TaskGroup, running: asyncio.Queue[asyncio.Task[list[_Settled]]]) -> None:
+        while True:
+            batch = await self._take()
+            await running.put(tasks.create_task(self._batch(batch), name=f"{self.name}:batch"))
+
+    async def _settle(
+        self,
+        tasks: asyncio.TaskGroup,
+        running: asyncio.Queue[asyncio.Task[list[_Settled]]],
+        commits: asyncio.Semaphore,
+    ) -> None:
+        """Hand batches to the store in the order in which they were taken."""
+        while True:
+            settled = await (await running.get())
+            await commits.acquire()
+            task = tasks.create_task(self._commit(settled), name=f"{self.name}:commit")
+            task.add_done_callback(lambda _: commits.release())
+
+    async def _take(self) -> list[_Waiting]:
+        while not self._queue and not self._shed:
+            self._arrived.clear()
+            await self._arrived.wait()
+        count = min(len(self._queue), self.engine.max_batch)
+        batch = [self._queue.popleft() for _ in range(count)]
+        if self.policy is Policy.BLOCK:
+            async with self._room:
+                self._room.notify(count)
+        return batch
+
+    async def _wait_for_room(self) -> None:
+        if len(self._queue) < self.queue_limit:
+            return
+        async with self._room:
+            await self._room.wait_for(lambda: len(self._queue) < self.queue_limit)
+
+    def _drop(self, waiting: _Waiting) -> None:
+        self._shed[waiting.frame.id.source] += 1
+        self._arrived.set()
+        waiting.on_ended(Ended(waiting.frame.id, Kind.DROPPED, None))
+
+    # Inference
+
+    async def _batch(self, batch: Sequence[_Waiting]) -> list[_Settled]:
+        known = self._store.find([waiting.frame.id for waiting in batch]) if batch else []
+        settled = [_Settled(waiting, receipt=receipt) for waiting, receipt in zip(batch, known, strict=True) if receipt]
+        ready: list[_Waiting] = []
+        for waiting, receipt in zip(batch, known, strict=True):
+            if receipt is not None:
+                continue
+            try:
+                waiting.sample = self.model.encode(waiting.frame.payload)
+                ready.append(waiting)
+            except FrameRejected as error:
+                settled.append(self._ended(waiting, Kind.REJECTED, _reason(error.code, str(error))))
+        if ready:
+            settled += await self._infer(ready)
+        return settled
+
+    async def _infer(self, batch: Sequence[_Waiting]) -> list[_Settled]:
+        try:
+            async with self._turns:
+                inference = await self.engine.infer(self._stack(batch))
+        except EngineError as error:
+            log.warning(
+                "engine failed; its frames are tried once more, one by one",
+                extra={"pipeline": self.name, "engine": self.engine.name, "frames": len(batch), "reason": str(error)},
+            )
+            async with self._alone():
+                return [await self._infer_alone(waiting) for waiting in batch]
+        return self._results(batch, inference)
+
+    @contextlib.asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """The engine to oneself: every turn at once, one suspect batch after the other."""
+        async with self._suspect, contextlib.AsyncExitStack() as turns:
+            for _ in range(BATCHES):
+                await turns.enter_async_context(self._turns)
+            yield
+
+    async def _infer_alone(self, waiting: _Waiting) -> _Settled:
+        try:
+            return self._results([waiting], await self.engine.infer(self._stack([waiting])))[0]
+        except EngineError as error:
+            what = "ended two workers" if isinstance(error, EngineLost) else "failed twice"
+            log.error(
+                "frame failed for good",
+                extra={"pipeline": self.name, "source": waiting.frame.id.source, "key": waiting.frame.id.key},
+            )
+            return self._ended(waiting, Kind.ERROR, _reason(error.code, f"{what}: {error}"))
+
+    def _stack(self, batch: Sequence[_Waiting]) -> dict[str, Array]:
+        """Samples side by side: constants (B, *shape), sequences (T, B, *shape)."""
+        samples = [waiting.sample for waiting in batch if waiting.sample is not None]
+        return {
+            spec.name: np.stack([sample[spec.name] for sample in samples], axis=1 if spec.sequence else 0)
+            for spec in self.model.inputs
+        }
+
+    def _results(self, batch: Sequence[_Waiting], inference: Inference) -> list[_Settled]:
+        share_ns = inference.engine_ns // len(batch)
+        predictions = self.model.decode(inference.readout)
+        return [
+            self._ended(waiting, Kind.RESULT, _prediction(prediction), share_ns)
+            for waiting, prediction in zip(batch, predictions, strict=True)
+        ]
+
+    # Ends
+
+    async def _commit(self, settled: Sequence[_Settled]) -> None:
+        entries = [one.entry for one in settled if one.entry is not None]
+        shed, self._shed = self._shed, Counter()
+        entries += [self._shed_entry(source, count) for source, count in shed.items()]
+        receipts = iter(await self._stored(entries) if entries else [])
+        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        for one in settled:
+            receipt = one.receipt or next(receipts)
+            self._last_seq = max(self._last_seq, receipt.seq)
+            self._in_flight[one.waiting.frame.id.source] -= 1
+            if receipt.kind is Kind.RESULT and one.entry is not None:
+                self._latency_ns.append(now_ns - one.waiting.frame.received_ns)
+                self._engine_ns.append(one.engine_ns)
+            one.waiting.on_ended(Ended(one.waiting.frame.id, receipt.kind, receipt))
+
+    async def _stored(self, entries: Sequence[Entry]) -> list[Receipt]:
+        """Commit, however long the medium refuses: frames wait in their queues meanwhile and none is given up."""
+        while True:
+            try:
+                return await self._store.commit(entries)
+            except StoreError as error:
+                log.error("the buffer refuses; trying again", extra={"pipeline": self.name, "reason": str(error)})
+                await asyncio.sleep(STORE_RETRY_S)
+
+    def _ended(self, waiting: _Waiting, kind: Kind, body: bytes, engine_ns: int = 0) -> _Settled:
+        entry = self._entry(waiting.frame.id, waiting.frame.received_ns, kind, body)
+        return _Settled(waiting, entry=entry, engine_ns=engine_ns)
+
+    def _entry(self, frame: FrameId, received_ns: int, kind: Kind, body: bytes) -> Entry:
+        return Entry(
+            stream=self.name,
+            kind=kind,
+            source=frame.source,
+            frame=frame,
+            received_ns=received_ns,
+            body=body,
+            model=f"{self.model.name}@{self.model.version}",
+            digest=self.model.digest,
+            engine=self.engine.name,
+        )
+
+    def _shed_entry(self, source: str, count: int) -> Entry:
+        return Entry(
+            stream=self.name,
+            kind=Kind.DROPPED,
+            source=source,
+            frame=None,
+            received_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+            body=_reason("queue-full", f"the queue of {self.queue_limit} frames was full ({self.policy.value})"),
+            count=count,
+        )
+
+
+def _reason(code: str, message: str) -> bytes:
+    return msgspec.json.encode({"error": {"code": code, "message": message}})
+
+
+def _prediction(prediction: Prediction) -> bytes:
+    return msgspec.json.encode(prediction)
