@@ -1,0 +1,1 @@
+"""Bundled models, each with the scripts that made it."""
