@@ -52,7 +52,8 @@ class Inlet(Protocol):
 class Source(Protocol):
     """Something that brings frames. ``run`` lasts until cancelled; it raises only when the source is unusable."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     async def run(self, intake: Intake) -> None:
         """Bring frames until cancelled."""
@@ -71,14 +72,22 @@ class TensorSpec:
 class Model(Protocol):
     """A verified bundle, as the pipeline sees it."""
 
-    name: str
-    version: str
-    digest: str
-    path: Path
-    timesteps: int
-    classes: int
-    inputs: tuple[TensorSpec, ...]
-    states: tuple[TensorSpec, ...]
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def path(self) -> Path: ...
+    @property
+    def timesteps(self) -> int: ...
+    @property
+    def classes(self) -> int: ...
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+    @property
+    def states(self) -> tuple[TensorSpec, ...]: ...
 
     def encode(self, payload: Payload) -> dict[str, Array]:
         """Turn a payload into one sample by input name: (*shape) or (T, *shape). Raises FrameRejected."""
@@ -102,8 +111,10 @@ class Engine(Protocol):
     waits for it), EngineError when the engine answered with an error of its own.
     """
 
-    name: str
-    max_batch: int
+    @property
+    def name(self) -> str: ...
+    @property
+    def max_batch(self) -> int: ...
 
     async def infer(self, inputs: Mapping[str, Array]) -> Inference:
         """Run whole windows from zero state. Constant inputs (B, *shape), sequences (T, B, *shape), T-major."""
