@@ -79,6 +79,41 @@ class BufferFacts(msgspec.Struct, frozen=True, kw_only=True):
     commit_p99_us: float | None = None
 
 
+class StreamLinkFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """One stream on its way to the broker. ``state``: probing, flowing or held (``reason`` says by what)."""
+
+    epoch: str
+    stream: str
+    acked_seq: int  # every row up to here may be unlinked
+    published_seq: int  # the broker has every row up to here
+    stored_seq: int
+    state: str
+    reason: str = ""
+
+
+class LinkFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """The link to the broker, as edged-sync sees it; written to ``<state_dir>/sync/status.json``.
+
+    Rewritten at least every ten seconds: a ``wall_time`` much older means that edged-sync does not run. Counts are
+    those of this process.
+    """
+
+    state: str  # connecting, connected, waiting, stopped
+    reason: str = ""
+    broker: str = ""
+    session: str = ""
+    pid: int = 0
+    wall_time: str = ""  # RFC 3339, UTC
+    connections: int = 0
+    published_messages: int = 0
+    published_rows: int = 0
+    refused_messages: int = 0
+    in_flight: int = 0
+    backlog_rows: int = 0
+    alarms: int = 0
+    streams: tuple[StreamLinkFacts, ...] = ()
+
+
 class LatestResult(msgspec.Struct, frozen=True, kw_only=True):
     """One of the last entries, for a person to look at."""
 
@@ -109,3 +144,4 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     pipelines: tuple[PipelineFacts, ...] = ()
     buffer: BufferFacts | None = None
     latest: tuple[LatestResult, ...] = ()
+    link: LinkFacts | None = None
