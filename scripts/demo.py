@@ -1,0 +1,1 @@
+"""Shows edged at work with real processes: broker, daemon, sync and a subscriber that keeps the books."""
