@@ -1,0 +1,105 @@
+"""Configuration: every error at once, each with key, value and hint; the good one is immutable and absolute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from edged.config import SpoolSource, load, slug, validate
+from edged.domain import Policy
+from edged.errors import ConfigError
+from edged.settings import InvalidSettings
+
+
+def good(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "digits").mkdir(exist_ok=True)
+    (tmp_path / "digits" / "manifest.json").write_text("{}")
+    return {
+        "device": {"id": "edge-1", "state_dir": "state", "runtime_dir": "run"},
+        "pipeline": [
+            {
+                "name": "digits",
+                "model": "digits",
+                "policy": "drop-oldest",
+                "source": [{"type": "spool", "name": "spool", "path": "spool"}, {"type": "http", "name": "http"}],
+            }
+        ],
+        "sync": {"broker": "left to edged-sync"},
+    }
+
+
+def test_a_good_configuration_is_absolute_typed_and_immutable(tmp_path: Path) -> None:
+    config = validate(good(tmp_path), tmp_path)
+    pipeline = config.pipeline[0]
+    assert config.device.state_dir == tmp_path / "state"
+    assert pipeline.policy is Policy.DROP_OLDEST
+    assert pipeline.source[0] == SpoolSource(name="spool", path=tmp_path / "spool")
+    with pytest.raises(AttributeError):
+        pipeline.name = "other"  # type: ignore[misc]  # that it cannot be set is the test
+
+
+def test_every_error_is_told_at_once_with_key_value_and_hint(tmp_path: Path) -> None:
+    table = good(tmp_path)
+    table["bufer"] = {}
+    table["device"] = {"id": "a b", "stat_dir": "x"}
+    table["buffer"] = {"cap_mb": 9}
+    table["http"] = {"host": "0.0.0.0", "port": 70000}
+    replay = {"type": "replay", "name": "spool", "path": "gone", "rate_hz": 1}
+    table["pipeline"] += [
+        {"name": "digits", "model": "nowhere", "queue": 0, "source": []},
+        {"model": "digits", "policy": "bloc", "source": [{"type": "spol"}, replay]},
+    ]
+    with pytest.raises(InvalidSettings) as caught:
+        validate(table, tmp_path, "edged.toml")
+    told = {problem.key: (problem.value, problem.hint) for problem in caught.value.problems}
+    assert set(told) == {
+        "bufer",
+        "device.id",
+        "device.stat_dir",
+        "buffer.cap_mb",
+        "http.host",
+        "http.port",
+        "pipeline[1].queue",
+        "pipeline[2].name",
+        "pipeline[2].policy",
+        "pipeline[2].source[0].type",
+        "pipeline[2].source[1].path",
+        "pipeline.name",
+        "pipeline.source.name",
+    }
+    assert told["bufer"][1] == "is not a setting; did you mean 'buffer'?"
+    assert told["pipeline[2].policy"] == ("bloc", "must be block, drop-oldest or drop-newest")
+    assert told["pipeline[2].name"] == (msgspec.UNSET, told["pipeline[2].name"][1])
+    text = str(caught.value)
+    assert text.startswith("edged.toml: 13 errors\n")
+    assert "  http.port = 70000: must be a port, 0 to 65535" in text
+
+
+def test_a_pipeline_needs_a_bundle_and_a_source(tmp_path: Path) -> None:
+    table = good(tmp_path)
+    table["pipeline"][0].update(model="nowhere", source=[])
+    with pytest.raises(InvalidSettings) as caught:
+        validate(table, tmp_path)
+    assert [problem.key for problem in caught.value.problems] == ["pipeline[0].source", "pipeline[0].model"]
+
+
+@pytest.mark.parametrize("wrong", [[], "text", 3, {"device": []}, {"pipeline": "x"}, {"pipeline": [3]}])
+def test_a_wrong_type_anywhere_is_an_error_not_a_crash(tmp_path: Path, wrong: Any) -> None:
+    with pytest.raises(InvalidSettings):
+        validate({**good(tmp_path), **wrong} if isinstance(wrong, dict) else {"device": wrong}, tmp_path)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load(tmp_path / "gone.toml")
+    (tmp_path / "bad.toml").write_text("a = 1\nb = ?\n")
+    with pytest.raises(ConfigError, match=r"bad\.toml.*line 2"):
+        load(tmp_path / "bad.toml")
+
+
+def test_slug_makes_a_legal_name_of_anything() -> None:
+    assert slug("my host!.local") == "my-host-.local"
+    assert slug("//") == "device"
