@@ -52,6 +52,12 @@ class MemoryInlet:
     seen: dict[str, Array] = field(default_factory=dict)
     ends: dict[str, Ended | Exception] = field(default_factory=dict)
 
+    def forget(self) -> None:
+        self.before = None
+        self.stored.clear()
+        self.seen.clear()
+        self.ends.clear()
+
     async def infer(self, key: str, payload: Payload) -> Ended:
         assert isinstance(payload, np.ndarray)
         self.seen[key] = payload
