@@ -32,7 +32,7 @@ APT_UPDATED=''
 
 # Services of freshly installed packages stay down: the demo and the tests start their own, on ports of their own.
 apt_install() { # PACKAGE ...
-  local policy=/usr/sbin/policy-rc.d rc=0
+  local policy=/usr/sbin/policy-rc.d rc=0 said
   say "installing with apt: $*"
   [ -n "$APT_UPDATED" ] || as_root apt-get update -qq || say "apt-get update failed; trying with the lists that are here"
   APT_UPDATED=yes
@@ -40,7 +40,8 @@ apt_install() { # PACKAGE ...
     as_root sh -c "printf '#!/bin/sh\nexit 101\n' >$policy && chmod 755 $policy"
     trap 'as_root rm -f /usr/sbin/policy-rc.d' EXIT
   fi
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >/dev/null || rc=$?
+  said=$(as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" 2>&1) || rc=$?
+  [ "$rc" = 0 ] || printf '%s\n' "$said" | tail -n 20 >&2
   if [ -n "$(trap -p EXIT)" ]; then
     as_root rm -f "$policy"
     trap - EXIT
