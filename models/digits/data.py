@@ -1,8 +1,11 @@
-"""The three splits of scikit-learn's handwritten digits (1797 images of 8x8, values 0..16), the same everywhere.
+"""The three splits of scikit-learn's handwritten digits as 8-bit grey images (8x8, ink bright), the same everywhere.
 
 The arrays come with scikit-learn, so nothing is downloaded and nothing is committed. The split is stratified (each
 class is cut by itself) and drawn from a seed with NumPy's legacy generator, whose stream is frozen for ever (NEP 19):
-training, calibration, the tests and the demo agree on every machine. Does not scale or augment anything.
+training, calibration, the tests and the demo agree on every machine.
+
+The data set counts the inked dots of 4x4 blocks, 0 to 16. Here such a count is an 8-bit grey, as in a PNG: 16 a dot,
+255 at most. So the model has one rule for an image, whether it comes as an array or as a PNG: grey / 256.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ Images: TypeAlias = NDArray[np.uint8]
 Labels: TypeAlias = NDArray[np.int64]
 
 LABELS = tuple("0123456789")
-PEAK = 16  # the brightest value of the data set: a pixel counts the inked dots of a 4x4 block
+WHITE = 256  # a grey is divided by this; a power of two keeps every input exact in float32
 
 _SEED = 20240
 _CALIBRATION = 0.15  # enough for thresholds (facts: 256 samples and more)
@@ -24,7 +27,7 @@ _HELD_OUT = 0.25
 
 
 def train() -> tuple[Images, Labels]:
-    """Images to fit weights on: uint8 (N, 8, 8) of 0..16, and labels (N,)."""
+    """Images to fit weights on: uint8 (N, 8, 8) of 0..255, and labels (N,)."""
     return _take(0)
 
 
@@ -44,7 +47,12 @@ def _take(part: int) -> tuple[Images, Labels]:
 
     images, labels = load_digits(return_X_y=True)
     chosen = split(np.asarray(labels))[part]
-    return images[chosen].reshape(-1, 8, 8).astype(np.uint8), labels[chosen].astype(np.int64)
+    return grey(images[chosen].reshape(-1, 8, 8)), labels[chosen].astype(np.int64)
+
+
+def grey(counts: NDArray[np.float64]) -> Images:
+    """The data set's counts, 0..16, as 8-bit grey."""
+    return np.minimum(counts * 16, 255).astype(np.uint8)
 
 
 def split(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

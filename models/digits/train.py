@@ -126,7 +126,7 @@ def _onnx_layer(layer: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
 
 def _tensors(part: tuple[data.Images, data.Labels]) -> tuple[Any, Any]:
     images, labels = part
-    return torch.tensor(images, dtype=torch.float32)[:, None] / data.PEAK, torch.tensor(labels)
+    return torch.tensor(images, dtype=torch.float32)[:, None] / data.WHITE, torch.tensor(labels)
 
 
 def main() -> None:
