@@ -1,0 +1,179 @@
+"""A model on an engine, as the pipeline sees it: a worker that is started, watched, ended and started again.
+
+``run`` lasts as long as the engine is wanted. Calls wait while there is no worker, in quarantine too: frames are safe
+in their bounded queues, and a call that no worker has seen says nothing about its frame. Decides nothing about when to
+restart (``edged.supervisor``) and knows no protocol (``client``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import TypeVar
+
+from edged.domain import Array
+from edged.engines.client import WorkerAway
+from edged.engines.life import Job, WorkerLife, WorkerSpec
+from edged.errors import EngineError, EngineLost
+from edged.ports import Inference
+from edged.status import EngineFacts
+from edged.supervisor import Budget, Event, State, Supervisor
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class WorkerEngine:
+    """Implements ``edged.ports.Engine``. ``patience_s``: how long a call waits for a worker, None for ever."""
+
+    def __init__(
+        self, spec: WorkerSpec, job: Job, *, budget: Budget | None = None, patience_s: float | None = None
+    ) -> None:
+        self.name = spec.engine
+        self.max_batch = job.max_batch
+        self._spec = spec
+        self._job = job
+        self._patience_s = patience_s
+        self._supervisor = Supervisor(budget)
+        self._life: WorkerLife | None = None
+        self._error: EngineError | None = None
+        self._ready = asyncio.Event()
+        self._tried = asyncio.Event()  # a first worker became ready or was lost
+
+    # The port
+
+    async def infer(self, inputs: Mapping[str, Array]) -> Inference:
+        """Run whole windows, as the Engine port says."""
+        return await self._call(lambda life: life.client.infer(inputs))
+
+    async def step(
+        self, inputs: Mapping[str, Array], states: Mapping[str, Array]
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Run one time step, as the Engine port says. The one output is called ``output`` and has (B, classes)."""
+        return await self._call(lambda life: life.client.step(inputs, states))
+
+    # Life
+
+    async def run(self) -> None:
+        """Keep a worker alive until cancelled."""
+        self._move(Event.START)
+        try:
+            while True:
+                pause_s = self._supervisor.lost(str(await self._live()))
+                self._tell_lost(pause_s)
+                await asyncio.sleep(pause_s)
+                self._move(Event.RETRY)
+        finally:
+            if self._supervisor.state is not State.STOPPING:
+                self._move(Event.STOP)
+            self._move(Event.ENDED)
+            log.info("engine stopped", extra=self._extra())
+
+    async def wait_ready(self) -> None:
+        """Return once the first worker is ready. Raises EngineError if it could not be started or load the model."""
+        await self._tried.wait()
+        if self._error is not None and not self._ready.is_set():
+            raise self._error
+
+    def facts(self) -> EngineFacts:
+        """The engine in ``edged status``."""
+        life, state = self._life, self._supervisor.state
+        model = self._job.model
+        reason = self._supervisor.reason if state is not State.READY else ""
+        if state is State.LOADING and life is not None:
+            reason = life.stage
+        return EngineFacts(
+            name=self.name,
+            model=f"{model.name}@{model.version}",
+            state=state.value,
+            reason=reason,
+            version=life.hello.engine_version if life and life.hello else "",
+            plan=life.loaded.plan if life and life.loaded else "",
+            pid=life.pid if life else None,
+            restarts=self._supervisor.restarts,
+        )
+
+    def oldest_pending_ns(self) -> int | None:
+        """Since when the worker is at its present call (CLOCK_BOOTTIME), None when it has none."""
+        ready = self._life is not None and self._ready.is_set()
+        return self._life.client.oldest_pending_ns() if ready and self._life else None
+
+    async def _live(self) -> EngineError:
+        """One worker from start to end. Returns why it ended."""
+        life = self._life = WorkerLife(self._spec, self._job)
+        why: EngineError | None = None
+        try:
+            await life.start(self._move)
+            self._tell_ready(life)
+            self._ready.set()
+            self._tried.set()
+            why = EngineLost(f"the worker {await life.watch()}")
+        except EngineError as error:
+            why = error
+        finally:
+            self._ready.clear()
+            if why is None:
+                self._move(Event.STOP)
+            self._error = await life.end(why)
+            self._life = None
+            self._tried.set()
+        return self._error
+
+    async def _call(self, ask: Callable[[WorkerLife], Awaitable[T]]) -> T:
+        while True:
+            life = await self._standing()
+            try:
+                answer = await ask(life)
+            except WorkerAway:
+                await life.ended.wait()
+                continue
+            self._supervisor.progressed()
+            return answer
+
+    async def _standing(self) -> WorkerLife:
+        """The worker that is ready. Raises EngineLost when patience ends first."""
+        while self._life is None or not self._ready.is_set():
+            try:
+                async with asyncio.timeout(self._patience_s):
+                    await self._ready.wait()
+            except TimeoutError:
+                reason = self._supervisor.reason or self._supervisor.state.value
+                raise EngineLost(f"no worker became ready within {self._patience_s:g} s: {reason}") from None
+        return self._life
+
+    def _move(self, event: Event) -> None:
+        self._supervisor.move(event)
+
+    def _tell_ready(self, life: WorkerLife) -> None:
+        assert life.loaded is not None
+        more = {"plan": life.loaded.plan, "start_s": round(life.start_s, 3), **life.loaded.timings}
+        log.info("engine ready", extra=self._extra() | more)
+
+    def _tell_lost(self, pause_s: float) -> None:
+        resting = "left alone for a while" if self._supervisor.state is State.QUARANTINED else "starting it again"
+        more = {"reason": self._supervisor.reason, "pause_s": round(pause_s, 3), "failures": self._supervisor.failures}
+        log.warning(f"engine lost; {resting}", extra=self._extra() | more)
+
+    def _extra(self) -> dict[str, object]:
+        model = self._job.model
+        return {"engine": self.name, "model": f"{model.name}@{model.version}", "pid": self.facts().pid}
+
+
+@contextlib.asynccontextmanager
+async def open_engine(spec: WorkerSpec, job: Job) -> AsyncIterator[WorkerEngine]:
+    """An engine for the length of a block: ready when it begins, its worker ended after it.
+
+    Raises EngineError when the engine cannot be started or cannot load the model.
+    """
+    engine = WorkerEngine(spec, job, patience_s=spec.load_deadline_s)
+    running = asyncio.create_task(engine.run(), name=f"engine:{spec.engine}")
+    try:
+        await engine.wait_ready()
+        yield engine
+    finally:
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running

@@ -1,0 +1,164 @@
+"""One life of a worker: its process, its connection, its model, from the spawn to the reaped end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edged.engines.client import HUNG_UP, WorkerClient
+from edged.engines.memory import SharedMemory, model_layout
+from edged.engines.process import WorkerProcess, command
+from edged.engines.wire import Hello, Load, Loaded
+from edged.engines.wire_json import WireError
+from edged.errors import EngineError, EngineLost
+from edged.ports import Model
+from edged.supervisor import Event
+
+WATCH_S = 5.0  # between two looks at a worker: cheap, and a leak or a silent death shows in time
+BYE_S = 2.0  # to end by itself after BYE
+EXIT_S = 1.0  # between the end of the socket and the exit, which names the cause
+MEMORY_LIMIT = 1 << 30  # bytes; a spiking model on a CPU takes a tenth of it
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """How to run an engine. ``python`` is its interpreter, empty for the daemon's own."""
+
+    engine: str
+    python: str = ""
+    deadline_s: float = 5.0  # of one call
+    load_deadline_s: float = 60.0  # from the spawn to LOADED
+    memory_limit_bytes: int = MEMORY_LIMIT
+    engine_file: Path | None = None  # a class ``Engine`` of somebody else's, instead of an engine of ours
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a worker is to run, and where its plans are."""
+
+    model: Model
+    max_batch: int
+    plan_dir: Path
+    cache_dir: Path
+
+    def load(self, memory: SharedMemory, deadline_s: float) -> Load:
+        """As the worker hears it."""
+        model = self.model
+        paths = [str(path.absolute()) for path in (model.path, self.plan_dir, self.cache_dir)]
+        name = f"{model.name}@{model.version}"
+        return Load(name, model.digest, paths[0], paths[1], paths[2], deadline_s, memory.layout)
+
+
+class WorkerLife:
+    """One worker. ``ended`` is set when it is gone and every call to it has failed."""
+
+    def __init__(self, spec: WorkerSpec, job: Job) -> None:
+        self.spec = spec
+        self.job = job
+        self.ended = asyncio.Event()
+        self.hello: Hello | None = None
+        self.loaded: Loaded | None = None
+        self.start_s = 0.0
+        self._process: WorkerProcess | None = None
+        self._client: WorkerClient | None = None
+
+    @property
+    def client(self) -> WorkerClient:
+        """The connection of a worker that was started."""
+        assert self._client is not None
+        return self._client
+
+    @property
+    def pid(self) -> int | None:
+        """The process, while there is one."""
+        alive = self._process is not None and not self._process.exited.is_set()
+        return self._process.pid if alive and self._process else None
+
+    @property
+    def stage(self) -> str:
+        """What a loading worker does now."""
+        return self._client.stage if self._client else ""
+
+    async def start(self, on_event: Callable[[Event], object]) -> None:
+        """Spawn, greet, load. Raises EngineError, EngineLost; ``end`` must follow either way."""
+        began = time.monotonic()
+        self._spawn()
+        on_event(Event.SPAWNED)
+        deadline_s = self.spec.load_deadline_s
+        try:
+            async with asyncio.timeout(deadline_s):
+                self.hello = await self.client.greet(self.spec.engine)
+                on_event(Event.GREETED)
+                memory = self._memory()
+                self.loaded = await self.client.load(self.job.load(memory, deadline_s), memory)
+        except TimeoutError:
+            at = f" (it was at: {self.stage})" if self.stage else ""
+            raise EngineLost(f"the worker did not load the model within {deadline_s:g} s{at}") from None
+        self.start_s = time.monotonic() - began
+        on_event(Event.LOADED)
+
+    async def watch(self) -> str:
+        """Return why the worker is lost, once it is."""
+        assert self._process is not None
+        while not self.client.lost.done():
+            held = self._process.resident_bytes()
+            if held > self.spec.memory_limit_bytes:
+                return f"holds {held >> 20} MiB of memory, at most {self.spec.memory_limit_bytes >> 20} are allowed"
+            self.client.ping()
+            await asyncio.wait([self.client.lost], timeout=WATCH_S)
+        return self.client.lost.result()
+
+    async def end(self, why: EngineError | None = None) -> EngineError:
+        """End the process with all that it started, then fail the calls. Without ``why`` the worker is told first.
+
+        Returns the error that its calls failed with: the cause, as far as it is known, and the worker's last words.
+        """
+        error = why or EngineLost("the worker was stopped")
+        if self._process is not None and self._client is not None:
+            hung_up = self._client.lost.done() and self._client.lost.result() == HUNG_UP
+            if why is None:
+                self._client.say_bye()
+            try:
+                await self._process.end(BYE_S if why is None else EXIT_S if hung_up else 0.0)
+            finally:
+                error = self._explain(error)
+                self._client.close(error)
+        self.ended.set()
+        return error
+
+    def _spawn(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        arguments = [self.spec.engine, "--fd", str(theirs.fileno()), "--parent", str(os.getpid())]
+        if self.spec.engine_file is not None:
+            arguments += ["--engine-file", str(self.spec.engine_file.absolute())]
+        client = WorkerClient(ours, self.spec.deadline_s)
+        try:
+            self._process = WorkerProcess(command(self.spec.python, arguments), theirs.fileno(), client.hang_up)
+        except OSError as error:
+            client.close(EngineLost("not started"))
+            setting = f"set engines.{self.spec.engine}.python to an interpreter that has the engine's package"
+            raise EngineLost(f"cannot start {self.spec.python!r}: {error.strerror}", setting) from None
+        finally:
+            theirs.close()
+        self._client = client
+
+    def _memory(self) -> SharedMemory:
+        try:
+            return SharedMemory(model_layout(self.job.model, self.job.max_batch))
+        except WireError as error:
+            raise EngineError(f"the model's tensors cannot be shared with a worker: {error}") from None
+
+    def _explain(self, error: EngineError) -> EngineError:
+        assert self._process is not None
+        ending, words = self._process.ending(), self._process.last_words()
+        if type(error) is EngineError:  # the worker said why itself
+            return error
+        parts = [error.message.replace(HUNG_UP, ending) if ending and HUNG_UP in error.message else error.message]
+        parts += [f"it {ending}"] if ending and ending not in parts[0] else []
+        parts += [f"its last words: {words}"] if words else []
+        return EngineLost("; ".join(parts), error.hint)

@@ -1,0 +1,97 @@
+"""Plans that an engine has derived, kept on disk between starts: a cache, never trusted, never needed.
+
+One directory per key (model, engine, version, device, options); in it ``NAME.onnx`` or whatever the engine writes, and
+``NAME.json`` with its SHA-256 and the engine's notes. The record is renamed into place last, so a torn write, a power
+cut or a flipped bit shows as a wrong hash, and the plan is built again. Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import platform
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+KEPT = 16  # keys an engine keeps: a device runs a few models; updates must not fill the disk over the years
+
+
+class CachedPlan(NamedTuple):
+    """A plan on disk, its hash just checked, with what the engine noted when it built it."""
+
+    path: Path
+    notes: dict[str, Any]
+
+
+class PlanCache:
+    """The plans of one key below ``folder``. Every failure to read means: build it again."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self._folder = folder
+        self._path = folder / key
+
+    def find(self, name: str) -> CachedPlan | None:
+        """The plan if it is there and undamaged."""
+        path = self._path / name
+        try:
+            record = json.loads((self._path / f"{name}.json").read_text(encoding="utf-8"))
+            if record["sha256"] == file_digest(path) and isinstance(record["notes"], dict):
+                return CachedPlan(path, record["notes"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return None
+
+    @contextlib.contextmanager
+    def scratch(self) -> Any:
+        """A directory beside the plans to build in; gone afterwards."""
+        self._path.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=str(self._path)))
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(str(scratch), ignore_errors=True)
+
+    def keep(self, name: str, built: Path, notes: dict[str, Any]) -> CachedPlan:
+        """Move a plan out of the scratch directory into its place, then its record."""
+        record = {"sha256": file_digest(built), "notes": notes}
+        path = self._path / name
+        built.replace(path)
+        written = built.with_name(f"{name}.json")
+        written.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        written.replace(self._path / f"{name}.json")
+        self._prune()
+        return CachedPlan(path, notes)
+
+    def _prune(self) -> None:
+        keys = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        for old in keys[KEPT:]:
+            shutil.rmtree(str(old), ignore_errors=True)
+
+
+def cache_key(*parts: object) -> str:
+    """A name for everything that a plan depends on."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, hex. Raises OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for chunk in iter(lambda: file.read(1 << 20), b""):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def cpu() -> str:
+    """This CPU, as far as generated code depends on it: architecture, model and instruction sets."""
+    wanted = ("model name", "flags", "CPU implementer", "CPU part", "Features")
+    found: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in wanted:
+                found.setdefault(name.strip(), value.strip())
+    return f"{platform.machine()} {found}"
