@@ -1,0 +1,151 @@
+"""The cache of derived plans: one directory for each bundle digest and plan version, made in a subprocess.
+
+The daemon never imports onnx: ``ensure_plans`` starts ``python -m edged.bundle.plans BUNDLE DEST``, which checks the
+graph, derives the plans and renames the directory into place. A cached file whose sha256 does not match is rebuilt.
+Plans are never shipped and never trusted beyond this cache.
+
+A directory holds ``step.onnx`` (the model's own bytes), ``window-unrolled.onnx``, ``window-scan.onnx`` and
+``plans.json`` with the sha256 of each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from edged.bundle.files import appearing, write_durably
+from edged.bundle.loaded import Bundle, open_bundle
+from edged.errors import BundleError, EdgedError
+
+PLAN_VERSION = 1  # raised whenever the same bundle would give other plans
+STEP = "step.onnx"
+WINDOWS = {"unrolled": "window-unrolled.onnx", "scan": "window-scan.onnx"}
+INDEX = "plans.json"
+BUILD_TIMEOUT_S = 300.0  # the largest model allowed takes about a minute on a slow ARM core
+_REFUSED = 3  # exit code of the subprocess: the bundle is at fault, its reason is on stdout
+
+
+class PlanIndex(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Contents of ``plans.json``."""
+
+    digest: str
+    plan_version: int
+    files: dict[str, str]  # name → sha256
+
+
+async def ensure_plans(bundle: Bundle, cache_dir: Path) -> Path:
+    """The directory with the plans of a bundle, built first where it is missing or damaged. Safe to call concurrently.
+
+    Raises BundleError with the reason when the graph is not acceptable or the plans cannot be built.
+    """
+    dest = cache_dir / f"{bundle.digest}-p{PLAN_VERSION}"
+    if await asyncio.to_thread(_intact, dest, bundle.digest):
+        return dest
+    await _build(bundle.path, dest)
+    if not await asyncio.to_thread(_intact, dest, bundle.digest):
+        raise BundleError(f"{dest} is damaged right after it was built", "check the disk")
+    return dest
+
+
+async def _build(bundle: Path, dest: Path) -> None:
+    command = [sys.executable, "-m", "edged.bundle.plans", str(bundle), str(dest)]
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        async with asyncio.timeout(BUILD_TIMEOUT_S):
+            out, err = await process.communicate()
+    except TimeoutError:
+        raise BundleError(f"{bundle}: its plans took more than {BUILD_TIMEOUT_S:.0f} s") from None
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    if process.returncode == _REFUSED:
+        reason = msgspec.json.decode(out, type=dict[str, str])
+        raise BundleError(reason["message"], reason["hint"])
+    if process.returncode:
+        lines = err.decode(errors="replace").strip().splitlines() or ["no output"]
+        raise BundleError(f"{bundle}: its plans cannot be built: {lines[-1]}", f"exit status {process.returncode}")
+
+
+def _intact(folder: Path, digest: str) -> bool:
+    """Whether a cached directory is whole: every plan there with the sha256 that was recorded."""
+    try:
+        index = msgspec.json.decode((folder / INDEX).read_bytes(), type=PlanIndex)
+        if index.digest != digest or index.plan_version != PLAN_VERSION or set(index.files) != _names():
+            return False
+        return all(_sha256((folder / name).read_bytes()) == sha for name, sha in index.files.items())
+    except (OSError, msgspec.MsgspecError):
+        return False
+
+
+def _names() -> set[str]:
+    return {STEP, *WINDOWS.values()}
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def derive(bundle: Bundle) -> dict[str, bytes]:
+    """The plans of a bundle by file name, after its graph was checked. Imports onnx. Raises BundleError."""
+    from edged.bundle.graph.checks import check_step_graph
+    from edged.bundle.graph.plans import window_plan
+
+    model_bytes = bundle.read(bundle.manifest.variant.model)
+    model = check_step_graph(model_bytes, bundle.spec)
+    plans = {STEP: model_bytes}
+    plans[WINDOWS["unrolled"]] = window_plan(model, bundle.spec, "unrolled").SerializeToString(deterministic=True)
+    plans[WINDOWS["scan"]] = window_plan(model, bundle.spec, "scan").SerializeToString(deterministic=True)
+    return plans
+
+
+def write_plans(bundle: Bundle, dest: Path) -> None:
+    """Derive and put in place. Raises BundleError; a directory that is in the way and intact is kept."""
+    plans = derive(bundle)
+    index = PlanIndex(
+        digest=bundle.digest, plan_version=PLAN_VERSION, files={name: _sha256(data) for name, data in plans.items()}
+    )
+    _clear(dest, bundle.digest)
+    try:
+        with appearing(dest) as temporary:
+            for name, data in plans.items():
+                write_durably(temporary / name, data)
+            write_durably(temporary / INDEX, msgspec.json.encode(index))
+    except BundleError:
+        if not _intact(dest, bundle.digest):  # else somebody else was faster, with the same bytes
+            raise
+
+
+def _clear(dest: Path, digest: str) -> None:
+    """Take a damaged directory out of the way, in one rename."""
+    if not os.path.lexists(dest) or _intact(dest, digest):
+        return
+    grave = Path(tempfile.mkdtemp(prefix=f".{dest.name}.", dir=dest.parent))
+    with contextlib.suppress(OSError):  # somebody else cleared it first
+        dest.rename(grave / "damaged")
+    shutil.rmtree(grave, ignore_errors=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Entry of the subprocess: BUNDLE DEST. Prints its reason as JSON when the bundle is refused."""
+    try:
+        write_plans(open_bundle(Path(arguments[0])), Path(arguments[1]))
+    except EdgedError as error:
+        sys.stdout.write(msgspec.json.encode({"message": error.message, "hint": error.hint}).decode())
+        return _REFUSED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
