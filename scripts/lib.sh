@@ -145,7 +145,10 @@ sync_environment() { # SET
     "$UV" venv --quiet --clear --python "$PYTHON" "$ROOT/.venv"
   fi
   say "syncing .venv to requirements/$1.txt"
-  "$UV" pip sync --quiet --python "$python" --require-hashes --compile-bytecode "$ROOT/requirements/$1.txt" ||
+  local take=(install -r)
+  [ "$1" != test ] || take=(sync) # exactly this; the demo, whose set is smaller, only adds
+  "$UV" pip "${take[0]}" --quiet --python "$python" --require-hashes --compile-bytecode \
+    "${take[@]:1}" "$ROOT/requirements/$1.txt" ||
     die "the Python packages could not be installed" "the set-up needs the package index once"
   "$UV" pip install --quiet --python "$python" --no-deps "${build[@]}" --editable "$ROOT" ||
     die "edged itself could not be installed"
