@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import edged
-from edged.console import inference, server
+from edged.console import inference, metrics, page, server
 from edged.console.answers import Refused, error_answer, json_answer
 from edged.console.guard import LOOPBACK, Guard
 from edged.console.health import is_ready, model_is_ready
@@ -59,6 +59,9 @@ class Console:
     def _starlette(self) -> Starlette:
         return Starlette(
             routes=[
+                Route("/", self._page),
+                Route("/status.html", self._fragment),
+                Route("/metrics", self._metrics),
                 Route("/health", self._health),
                 Route("/health/ready", self._ready),
                 Route("/status", self._show_status),
@@ -88,6 +91,16 @@ class Console:
 
     async def _show_status(self, _: Request) -> Response:
         return json_answer(self._status())
+
+    async def _metrics(self, _: Request) -> Response:
+        return Response(metrics.render(self._status()), headers={"content-type": metrics.CONTENT_TYPE})
+
+    async def _page(self, _: Request) -> Response:
+        policy = {"content-security-policy": page.CONTENT_SECURITY_POLICY}
+        return Response(page.render(self._status()), headers=policy, media_type="text/html")
+
+    async def _fragment(self, _: Request) -> Response:
+        return Response(page.fragment(self._status()), media_type="text/html")
 
     # Open Inference Protocol
 
