@@ -1,0 +1,34 @@
+"""The only file of the converter that knows ONNX Runtime: one thread, so that a sum has one order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx
+
+from cloud_sync.convert.network import Floats
+
+
+class Runtime:
+    """A session of a model whose inner ``taps`` can be fetched too. Inputs and outputs are (B, …) float32."""
+
+    def __init__(self, model: onnx.ModelProto, taps: Sequence[str] = ()) -> None:
+        import onnxruntime  # type: ignore[import-untyped]  # it ships no types
+
+        tapped = onnx.ModelProto()
+        tapped.CopyFrom(model)
+        outside = {value.name for value in (*model.graph.output, *model.graph.input)}
+        tapped.graph.output.extend(onnx.helper.make_empty_tensor_value_info(tap) for tap in taps if tap not in outside)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        self._inputs = {value.name for value in model.graph.input}
+        self._session = onnxruntime.InferenceSession(
+            tapped.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+    def run(self, feeds: Mapping[str, Floats], fetches: Sequence[str]) -> list[Floats]:
+        """The fetched tensors, in order; an input may be fetched and comes back as it is."""
+        made = [name for name in fetches if name not in self._inputs]
+        found = dict(zip(made, self._session.run(made, dict(feeds)), strict=True)) if made else {}
+        return [found[name] if name in found else feeds[name] for name in fetches]
