@@ -1,0 +1,91 @@
+"""The last pass: a converted network with its report → a bundle directory.
+
+The same inputs give the same bytes on one machine. Elsewhere the golden data may differ in their last bits (they record
+how sums round), and without ``--exact`` the report may, by a sample whose scores nearly tie.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cloud_sync.convert import report as reports
+from cloud_sync.convert.card import card
+from cloud_sync.convert.pipeline import Converted
+from cloud_sync.convert.report import Report
+from edged import __version__
+from edged.bundle.golden import make_golden
+from edged.bundle.loaded import Bundle
+from edged.bundle.manifest import (
+    Constant,
+    Converter,
+    Input,
+    ManifestDraft,
+    Output,
+    Preprocess,
+    Readout,
+    Semantics,
+    State,
+    Window,
+)
+from edged.bundle.writer import write_bundle
+
+CONVERTER = "edged-convert"
+
+_GOLDEN_SEED = 1  # any, but always the same
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a person says about a model."""
+
+    name: str
+    version: str
+    labels: tuple[str, ...]
+    description: str = ""
+    license: str = ""
+    release_counter: int = 0
+    notes: str = ""  # Markdown for the card: what goes in, where it came from, what it is not for
+
+
+def input_entry(name: str, shape: tuple[int, ...], preprocess: tuple[Preprocess, ...]) -> Input:
+    """The manifest's input of a converted network: one array, shown unchanged at every step."""
+    return Input(name=name, dtype="float32", shape=shape, time="constant", encoding=Constant(), preprocess=preprocess)
+
+
+def draft(converted: Converted, entry: Input, identity: Identity, ann_sha256: str) -> ManifestDraft:
+    """Everything the manifest says about a converted network."""
+    graph, timesteps = converted.spiking.graph, converted.timesteps
+    states = tuple(State(input=s.input, output=s.output, shape=s.shape, neuron="IF") for s in graph.states)
+    return ManifestDraft(
+        name=identity.name,
+        version=identity.version,
+        release_counter=identity.release_counter,
+        description=identity.description,
+        license=identity.license,
+        timesteps=timesteps,
+        inputs=(entry,),
+        states=states,
+        output=Output(name=graph.output, classes=graph.classes),
+        readout=Readout(kind="mean", window=Window(start=0, stop=timesteps)),
+        labels=identity.labels,
+        semantics=Semantics(reset="subtract", comparison=">=", source="ReLU network, rate-converted (QCFS thresholds)"),
+        converter=Converter(name=CONVERTER, version=__version__),
+        source_ann_sha256=ann_sha256,
+    )
+
+
+def write(
+    dest: Path, converted: Converted, entry: Input, identity: Identity, report: Report, ann_sha256: str
+) -> Bundle:
+    """Write the bundle to ``dest``, which must not exist. Raises BundleError; then nothing was written."""
+    manifest = draft(converted, entry, identity, ann_sha256)
+    model = converted.spiking.graph.model
+    return write_bundle(
+        dest,
+        manifest=manifest,
+        model=model,
+        golden=make_golden(model, converted.spiking.graph.spec(converted.timesteps), _GOLDEN_SEED),
+        report=reports.encode(report),
+        card=card(manifest, identity.notes, report),
+    )

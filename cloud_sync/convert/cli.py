@@ -1,0 +1,176 @@
+"""``edged-convert``: a trained ReLU network in ONNX → a spiking bundle.
+
+Progress and errors go to stderr; the last line of stdout is ``NAME VERSION DIGEST``. Everything is checked before the
+long work begins, and the bundle appears whole or not at all. Holds no logic of the conversion.
+"""
+
+from __future__ import annotations
+
+import argparse
+import enum
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+from cloud_sync.convert.bundle import Identity, input_entry, write
+from cloud_sync.convert.errors import ConversionError, RefusedNodesError
+from cloud_sync.convert.load import load
+from cloud_sync.convert.network import Network
+from cloud_sync.convert.pipeline import convert
+from cloud_sync.convert.report import SWEEP, Evaluation, Report, assess
+from cloud_sync.convert.samples import read_images, read_labelled, samples
+from cloud_sync.convert.timing import measure
+from edged.bundle.manifest import Grayscale, Input, Layout, Normalize, Preprocess, Resize, Scale
+from edged.errors import EdgedError
+
+
+class Exit(enum.IntEnum):
+    """Exit codes of the command; 2 is argparse's own, for a wrong command line."""
+
+    WRITTEN = 0
+    FAILED = 1
+    USAGE = 2
+    REFUSED = 3  # the ANN holds nodes that cannot be converted; each was named
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        _run(options)
+    except RefusedNodesError as error:
+        _say(f"edged-convert: {error}")
+        return Exit.REFUSED
+    except EdgedError as error:
+        _say(f"edged-convert: {error}")
+        return Exit.FAILED
+    return Exit.WRITTEN
+
+
+def _run(options: argparse.Namespace) -> None:
+    if os.path.lexists(options.out):
+        raise ConversionError(f"{options.out} exists", "name a directory that does not exist yet")
+    network = load(options.ann)
+    entry = input_entry(network.input, network.input_shape, _preprocess(options))
+    labels = _labels(options.labels, network.classes)
+    _say(f"{options.ann}: {sum(1 for _ in network.relus())} layers of neurons, {network.parameters:,} parameters")
+    calibration = samples(entry, read_images(options.calibrate))
+    evaluation = _evaluation(options.evaluate, network, entry)
+    _say(f"calibrating on {len(calibration)} images for T = {options.timesteps}")
+    converted = convert(network, calibration, options.timesteps, exact=options.exact)
+    _say(f"judging on {options.evaluate or 'the calibration images'}, at T = {', '.join(map(str, SWEEP))} too")
+    judged = evaluation or Evaluation(calibration, None, "the calibration images, without labels")
+    report = assess(network, calibration, converted, judged, exact=options.exact)
+    _tell(report)
+    times = measure(converted, judged.samples[:1])
+    _say(f"one image, one thread, this machine: ANN {times.ann_us:.0f} µs, spiking {times.spiking_us:.0f} µs")
+    identity = Identity(
+        options.name, options.version, labels, options.description, options.license, options.release_counter
+    )
+    digest = hashlib.sha256(options.ann.read_bytes()).hexdigest()
+    bundle = write(options.out, converted, entry, identity, report, digest)
+    _say(f"wrote {options.out}")
+    print(bundle.name, bundle.version, bundle.digest)
+
+
+def _tell(report: Report) -> None:
+    for point in report.by_timesteps:
+        right = "" if point.accuracy is None else f"{100 * point.accuracy:.2f} % right, "
+        _say(f"  T = {point.timesteps}: {right}{100 * point.agreement:.2f} % as the ANN")
+    for name, cost in (("ANN", report.ann), (f"spiking, T = {report.timesteps}", report.spiking)):
+        done = cost.synaptic_operations
+        right = "" if cost.accuracy is None else f"{100 * cost.accuracy:.2f} % right, "
+        _say(f"  {name}: {right}{done.effective_macs:,.0f} MACs and {done.effective_acs:,.0f} ACs an image")
+
+
+def _evaluation(path: Path | None, network: Network, entry: Input) -> Evaluation | None:
+    if path is None:
+        return None
+    images, labels = read_labelled(path, network.classes)
+    return Evaluation(samples(entry, images), labels, path.name)
+
+
+def _labels(given: str | None, classes: int) -> tuple[str, ...]:
+    if given is None:
+        return tuple(str(index) for index in range(classes))
+    try:
+        text = Path(given).read_text(encoding="utf-8") if Path(given).is_file() else given.replace(",", "\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConversionError(f"{given} cannot be read: {error}") from None
+    labels = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if len(labels) != classes:
+        raise ConversionError(f"{len(labels)} labels for {classes} classes", "give one for each class, in order")
+    return labels
+
+
+def _preprocess(options: argparse.Namespace) -> tuple[Preprocess, ...]:
+    steps: list[Preprocess] = []
+    if options.layout:
+        steps.append(Layout(axes=options.layout))
+    if options.grayscale:
+        steps.append(Grayscale())
+    if options.resize:
+        steps.append(Resize(height=options.resize[0], width=options.resize[1]))
+    if options.scale != 1 or options.offset != 0:
+        steps.append(Scale(factor=options.scale, offset=options.offset))
+    if bool(options.mean) != bool(options.std):
+        raise ConversionError("--mean and --std belong together")
+    if options.mean:
+        steps.append(Normalize(mean=options.mean, std=options.std))
+    return tuple(steps)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="edged-convert", description="Convert a ReLU network to a spiking bundle.")
+    add = parser.add_argument
+    add("ann", type=Path, metavar="ANN.onnx", help="a trained feed-forward classifier, exported for inference")
+    add(
+        "--calibrate", type=Path, required=True, metavar="DIR|NPZ", help="images to choose thresholds on (256 and more)"
+    )
+    add("--out", type=Path, required=True, metavar="DIR", help="the bundle to write; must not exist")
+    add("--name", required=True, help="the model's name")
+    add("--version", default="1.0.0", help="the model's version (default: %(default)s)")
+    add("--release-counter", type=int, default=0, metavar="N", help="grows with each release (default: 0)")
+    add("--timesteps", type=int, default=16, metavar="T", help="more steps: closer to the ANN, slower (default: 16)")
+    add("--evaluate", type=Path, metavar="NPZ", help="images and labels to judge on, which training never saw")
+    add("--labels", metavar="A,B,…|FILE", help="names of the classes in order (default: 0, 1, …)")
+    add("--description", default="", help="one sentence for the manifest and the card")
+    add("--license", default="", help="the licence of the weights, as an SPDX identifier")
+    add("--exact", action="store_true", help="round weights to a grid on which every engine computes the same bits")
+    _add_preprocessing(parser.add_argument_group("preprocessing, in this order; goes into the manifest"))
+    return parser
+
+
+def _add_preprocessing(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--layout", choices=("HW", "HWC"), help="axes of an image; it becomes CHW")
+    add("--grayscale", action="store_true", help="three channels become one")
+    add("--resize", type=_size, metavar="HxW", help="resize linearly, in pixels")
+    add("--scale", type=_number, default=1.0, metavar="F", help="multiply, for example by 1/255")
+    add("--offset", type=_number, default=0.0, metavar="F", help="add, after the scale")
+    add("--mean", type=_numbers, default=(), metavar="F,…", help="subtract, one number for each channel")
+    add("--std", type=_numbers, default=(), metavar="F,…", help="then divide")
+
+
+def _number(text: str) -> float:
+    return float(Fraction(text))
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(_number(part) for part in text.split(","))
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, width = text.lower().split("x")
+    return int(height), int(width)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
