@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from edged.bundle.golden import make_golden
 from edged.bundle.graph.builder import StepBuilder, StepGraph
 from edged.bundle.loaded import Bundle
 from edged.bundle.manifest import (
@@ -26,6 +27,7 @@ from edged.bundle.manifest import (
     Sequence,
     State,
     Window,
+    graph_spec,
 )  # fmt: skip
 from edged.bundle.writer import write_bundle
 
@@ -43,9 +45,9 @@ def make_bundle(path: Path, *, kind: Kind = "dense", timesteps: int = 4, seed: i
     """
     graph = GRAPHS[kind](np.random.default_rng(seed))
     draft = draft_of(graph, kind, timesteps)
-    return write_bundle(
-        path, manifest=draft, model=graph.model, golden={}, report={"kind": kind}, card=f"# {kind}\n\nA test model.\n"
-    )
+    golden = make_golden(graph.model, graph_spec(draft), seed)
+    card = f"# {kind}\n\nA test model.\n"
+    return write_bundle(path, manifest=draft, model=graph.model, golden=golden, report={"kind": kind}, card=card)
 
 
 def draft_of(graph: StepGraph, kind: Kind, timesteps: int) -> ManifestDraft:

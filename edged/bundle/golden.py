@@ -1,0 +1,308 @@
+"""Makes golden data: three kinds of evidence with which any engine can prove that it runs a model correctly.
+
+*Recorded steps*: single steps from recorded states. Every expected number carries the bound of its rounding error,
+``c·eps·(|decay·v| + Σ|w||x| + |bias| + θ + v_sub)``; states are nudged so that no potential lies in that band around
+its threshold, hence every spike is certain. *Free runs*: whole windows, with a tight bound from runs with perturbed
+weights, and a loose one for the few samples in which another rounding flips a spike. *Ties*: see ``ties``.
+
+Inputs are seeded synthetic data. Uses stock ONNX Runtime; the judge is ``selftest``, in pure NumPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from edged.bundle.graph.cells import Cell, cells, magnitudes, tapped
+from edged.bundle.graph.plans import window_plan
+from edged.bundle.graph.spec import READOUT, GraphSpec
+from edged.bundle.graph.stock import Stock
+from edged.bundle.ties import EXACT_TERMS, make_tie, terms_when_silent
+from edged.errors import BundleError
+
+Floats = NDArray[Any]
+
+FORMAT = 1
+EPS = float(np.finfo(np.float32).eps)
+MIN_C = 16.0  # four times what sums of any sign showed on two summation orders
+MAX_C = 1024.0  # beyond, the bound would hide a dropped bias of 1e-4
+CLEAR = 4.0  # recorded potentials keep this many bounds away from their threshold
+MAX_ROWS = 8  # recorded steps
+FREE_ROWS = 16  # free runs that are kept, the steadiest of POOL_ROWS
+POOL_ROWS = 64
+PERTURBATIONS = 4
+ROW_BUDGET = 384 << 10  # bytes for recorded steps and for free inputs: a small model's golden data stays below 1 MB
+SILENT = -4.0  # thresholds below zero at which a neuron starts to be silent
+
+
+def make_golden(model: onnx.ModelProto, spec: GraphSpec, seed: int, samples: Floats | None = None) -> dict[str, Floats]:
+    """Golden data of a checked step graph. ``samples`` (N, *shape) or (N, T, *shape) replace the synthetic inputs.
+
+    The same arguments give the same data on one machine. Raises BundleError when no meaningful test can be made: the
+    network does not answer to the inputs, or rounding errors drown it.
+    """
+    return _Maker(model, spec, seed, samples).make()
+
+
+class _Maker:
+    def __init__(self, model: onnx.ModelProto, spec: GraphSpec, seed: int, samples: Floats | None) -> None:
+        self.model = model
+        self.spec = spec
+        self.seed = seed
+        self.rng = np.random.default_rng(seed)
+        self.cells = cells(model, spec)
+        with_taps = tapped(model, self.cells)
+        self.stock, self.plain = Stock(with_taps), Stock(with_taps, optimized=False)
+        self.magnitudes = Stock(magnitudes(model, spec, self.cells))
+        self.input = spec.inputs[0]
+        self.samples = self.synthetic() if samples is None else np.asarray(samples, dtype=np.float32)
+
+    def make(self) -> dict[str, Floats]:
+        golden = {"format": np.asarray(FORMAT), "seed": np.asarray(self.seed)}
+        return golden | self.free() | self.steps() | self.ties()
+
+    def synthetic(self) -> Floats:
+        """Noise images of different brightness, or spike trains of different rate: (N, *shape) or (N, T, *shape)."""
+        shape = (self.spec.timesteps, *self.input.shape) if self.input.sequence else self.input.shape
+        level = self.rng.uniform(0.2, 1.0, (POOL_ROWS, *(1 for _ in shape)))
+        noise = self.rng.random((POOL_ROWS, *shape))
+        values = noise < 0.5 * level if self.input.sequence else noise * level
+        return values.astype(np.float32)
+
+    def rows(self, most: int, size: int) -> int:
+        return max(2, min(most, ROW_BUDGET // (4 * max(1, size))))
+
+    # Free runs
+
+    def window(self, session: Stock, samples: Floats) -> Floats:
+        """Readouts (N, classes) of whole windows, a few samples at a time."""
+        parts = [samples[k : k + 8] for k in range(0, len(samples), 8)]
+        feeds = (np.ascontiguousarray(np.swapaxes(p, 0, 1)) if self.input.sequence else p for p in parts)
+        return np.concatenate([session.run({self.input.name: feed})[READOUT] for feed in feeds])
+
+    def free(self) -> dict[str, Floats]:
+        plan = window_plan(self.model, self.spec, "unrolled")
+        expected = self.window(Stock(plan), self.samples)
+        spread = float(expected.max() - expected.min())
+        if not np.isfinite(expected).all() or spread == 0 or np.ptp(expected, axis=0).max() == 0:
+            raise BundleError(
+                "the model answers the same to every golden input", "give make_golden samples that make it spike"
+            )
+        others = [Stock(plan, optimized=False), Stock(window_plan(self.model, self.spec, "scan"))]
+        others += [Stock(_perturbed(plan, self.rng)) for _ in range(PERTURBATIONS)]
+        deviation = np.max([np.abs(self.window(o, self.samples) - expected).max(axis=1) for o in others], axis=0)
+        kept = np.argsort(deviation, kind="stable")[: self.rows(FREE_ROWS, self.samples[0].size)]
+        top = np.sort(expected, axis=1)
+        margin = top[:, -1] - top[:, -2] if self.spec.classes > 1 else np.zeros(len(top), dtype=np.float32)
+        loose = max(4 * float(deviation.max()), 0.15 * spread, 1.5 * _quantum(expected, self.spec))
+        return {
+            "free.input": _compact(self.samples[kept]),
+            "free.readout": expected[kept],
+            "free.tight": (8 * deviation[kept] + 64 * EPS * np.abs(expected).max()).astype(np.float32),
+            "free.loose": np.asarray(loose, dtype=np.float32),
+            "free.margin": margin[kept].astype(np.float32),
+            "free.margin_floor": np.asarray(4 * float(deviation.max()) + 64 * EPS * spread, dtype=np.float32),
+        }
+
+    # Recorded steps
+
+    def steps(self) -> dict[str, Floats]:
+        rows = self.rows(MAX_ROWS, 2 * sum(int(np.prod(state.shape)) for state in self.spec.states))
+        frames, states = self.scenes(4 * rows)
+        feeds = {self.input.name: frames, **states}
+        feeds = self.nudged(feeds, MIN_C)
+        c = self.calibrated(feeds)
+        feeds = self.nudged(feeds, c)
+        certain = self.certain(feeds, c)
+        if certain.sum() < 2:
+            raise BundleError(
+                "no golden step keeps its potentials away from the thresholds",
+                "the model's rounding errors are too large",
+            )
+        # half natural, half random states: natural ones may leave deep layers silent
+        order = np.argsort(~certain, kind="stable")
+        halves = [order[order < 2 * rows][: rows - rows // 2], order[order >= 2 * rows][: rows // 2]]
+        kept = np.concatenate([half[certain[half]] for half in halves])
+        feeds = {name: value[kept] for name, value in feeds.items()}
+        values, bounds = self.stock.run(feeds), self.bounds(feeds, c)
+        golden = {"step.c": np.asarray(c), "step.input": _compact(feeds[self.input.name])}
+        golden |= {"step.output": values[self.spec.output], "step.output_bound": bounds[self.spec.output]}
+        for k, state in enumerate(self.spec.states):
+            golden[f"step.state.{k}"] = _compact(feeds[state.input])
+            golden[f"step.next.{k}"] = _compact(values[state.output])
+            golden[f"step.next_bound.{k}"] = bounds[state.output]
+        return golden
+
+    def scenes(self, count: int) -> tuple[Floats, dict[str, Floats]]:
+        """(frames, states): the first half from free runs at random steps, the second with random states."""
+        picked = self.samples[self.rng.integers(0, len(self.samples), count)]
+        when = self.rng.integers(0, self.spec.timesteps, count)
+        states = {s.input: np.zeros((count, *s.shape), dtype=np.float32) for s in self.spec.states}
+        taken = {name: value.copy() for name, value in states.items()}
+        at = picked[np.arange(count), when] if self.input.sequence else picked
+        for t in range(int(when.max())):
+            feed = np.ascontiguousarray(picked[:, t]) if self.input.sequence else picked
+            values = self.stock.run({self.input.name: feed, **states})
+            states = {s.input: values[s.output] for s in self.spec.states}
+            for name, value in states.items():
+                taken[name][when == t + 1] = value[when == t + 1]
+        half = count // 2
+        for s in self.spec.states:
+            taken[s.input][half:] = self.rng.integers(0, 2, (count - half, *s.shape)) if not s.neuron else 0
+        for cell in self.cells:
+            scale = cell.parameters.get("v_th", np.ones(1, dtype=np.float32))
+            drawn = self.rng.uniform(-0.5, 1.3, (count - half, *cell.state.shape)) * scale
+            taken[cell.state.input][half:] = drawn
+        return np.ascontiguousarray(at), taken
+
+    def bounds(self, feeds: Mapping[str, Floats], c: float) -> dict[str, Floats]:
+        """Rounding bounds by output, per sample and channel: the largest over the other axes."""
+        scale = self.scales(feeds)
+        return {
+            name: (c * EPS * value.max(axis=tuple(range(2, value.ndim)), keepdims=True)).astype(np.float32)
+            for name, value in scale.items()
+        }
+
+    def scales(self, feeds: Mapping[str, Floats]) -> dict[str, Floats]:
+        """What rounding errors are relative to, elementwise, by the name of the output."""
+        values = self.stock.run(feeds)
+        given = {self.input.name: np.abs(feeds[self.input.name])}
+        given |= {s.input: np.abs(feeds[s.input]) for s in self.spec.states if not s.neuron}
+        given |= {cell.emission: np.abs(values[cell.emission]) for cell in self.cells}
+        sums = self.magnitudes.run(given)
+        scale = {s.output: sums[f"magnitude/{s.output}"] for s in self.spec.states if not s.neuron}
+        scale[self.spec.output] = sums[f"magnitude/{self.spec.output}"]
+        for cell in self.cells:
+            current = sums[f"magnitude/{cell.current}"]
+            scale[cell.state.output] = cell.magnitude(current, feeds[cell.state.input])
+            if cell.emission == self._emitted_by_output():
+                scale[self.spec.output] = scale[cell.state.output]
+        return scale
+
+    def _emitted_by_output(self) -> str:
+        """The tensor that the graph's output copies, through Identity only."""
+        source = {node.output[0]: node.input[0] for node in self.model.graph.node if node.op_type == "Identity"}
+        name = self.spec.output
+        while name in source:
+            name = source[name]
+        return name
+
+    def calibrated(self, feeds: Mapping[str, Floats]) -> float:
+        """c: at least MIN_C, and four times the largest ratio of error to bound between two summation orders."""
+        first, second, scale = self.stock.run(feeds), self.plain.run(feeds), self.scales(feeds)
+        worst = 0.0
+        for cell in self.cells:
+            u = [cell.potential(values[cell.current], feeds[cell.state.input]) for values in (first, second)]
+            same = first[cell.emission] == second[cell.emission] if cell.row.spiking else np.ones_like(u[0], dtype=bool)
+            ratio = np.abs(u[0] - u[1]) / (EPS * np.maximum(scale[cell.state.output], np.finfo(np.float32).tiny))
+            if not same.all():
+                break  # a flipped spike changes what follows; rounding no longer explains it
+            worst = max(worst, float(ratio.max()))
+        c = max(MIN_C, 4 * worst)
+        if c > MAX_C:
+            raise BundleError(
+                f"the model's rounding errors are {worst:.0f} times eps", "golden data would prove nothing"
+            )
+        return c
+
+    def nudged(self, feeds: Mapping[str, Floats], c: float) -> dict[str, Floats]:
+        """The same, with states moved so that potentials leave the band around their threshold; no spike changes."""
+        values, scale, moved = self.stock.run(feeds), self.scales(feeds), dict(feeds)
+        for cell in self.cells:
+            if cell.row.spiking:
+                v = feeds[cell.state.input]
+                away, band = self.distance(cell, values[cell.current], v), c * EPS * scale[cell.state.output]
+                decay = cell.parameters.get("decay", np.ones(1, dtype=np.float32))
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    shift = np.where(away >= 0, 1, -1) * 4 * CLEAR * band / decay
+                moved[cell.state.input] = np.where(
+                    (np.abs(away) <= 2 * CLEAR * band) & np.isfinite(shift), v + shift, v
+                ).astype(np.float32)
+        return moved
+
+    def certain(self, feeds: Mapping[str, Floats], c: float) -> NDArray[np.bool_]:
+        """Which rows keep every potential clear of its threshold, so that every spike is certain."""
+        values, scale = self.stock.run(feeds), self.scales(feeds)
+        clear = np.ones(len(feeds[self.input.name]), dtype=bool)
+        for cell in self.cells:
+            if cell.row.spiking:
+                away = np.abs(self.distance(cell, values[cell.current], feeds[cell.state.input]))
+                fine = away > CLEAR * c * EPS * scale[cell.state.output]
+                clear &= fine.reshape(len(fine), -1).all(axis=1)
+        return clear
+
+    def distance(self, cell: Cell, current: Floats, state: Floats) -> Floats:
+        return np.asarray(
+            cell.potential(current.astype(np.float64), state.astype(np.float64)) - cell.parameters["v_th"]
+        )
+
+    # Ties
+
+    def ties(self) -> dict[str, Floats]:
+        terms = terms_when_silent(self.model, self.spec, self.cells)
+        silent, values = self.silence()
+        golden: dict[str, Floats] = {"tie.silent": silent}
+        order = {state.input: k for k, state in enumerate(self.spec.states)}
+        quiet = True
+        for cell in self.cells:
+            if not cell.row.spiking:
+                continue
+            exact = terms[cell.current] + int(np.any(cell.parameters.get("bias", 0.0))) <= EXACT_TERMS
+            k = order[cell.state.input]
+            tie = make_tie(cell, values[cell.current][:1], float(silent[k])) if exact and quiet else None
+            if tie is not None:
+                u = cell.potential(np.repeat(values[cell.current][:1], 3, axis=0), tie.state)
+                bound = 8 * EPS * float(cell.magnitude(values[cell.current][:1], tie.state).max())
+                golden |= {f"tie.{k}.state": tie.state, f"tie.{k}.next": cell.after(u).astype(np.float32)}
+                golden |= {f"tie.{k}.bound": np.asarray(bound, dtype=np.float32), f"tie.{k}.hit": tie.hit}
+            quiet = quiet and not values[cell.emission].any()
+        return golden
+
+    def silence(self) -> tuple[Floats, dict[str, Floats]]:
+        """One number for each state with which nothing spikes at zero input, and what the graph computes then."""
+        silent = np.zeros(len(self.spec.states), dtype=np.float32)
+        lowest = {
+            cell.state.input: SILENT * float(cell.parameters["v_th"].max()) for cell in self.cells if cell.row.spiking
+        }
+        frame = np.zeros((1, *self.input.shape), dtype=np.float32)
+        for deeper in (1, 4, 16, 64):
+            silent[:] = [deeper * lowest.get(state.input, 0.0) for state in self.spec.states]
+            feeds = {
+                s.input: np.full((1, *s.shape), v, dtype=np.float32)
+                for s, v in zip(self.spec.states, silent, strict=True)
+            }
+            values = self.stock.run({self.input.name: frame, **feeds})
+            if not any(values[cell.emission].any() for cell in self.cells if cell.row.spiking):
+                break
+        return silent, values
+
+
+def _perturbed(plan: onnx.ModelProto, rng: np.random.Generator) -> onnx.ModelProto:
+    """The plan with every weight off by up to two units of rounding."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(plan)
+    for tensor in copy.graph.initializer:
+        value = numpy_helper.to_array(tensor)
+        if value.dtype == np.float32 and value.ndim >= 2 and value.size > 1:
+            noise = rng.uniform(-2 * EPS, 2 * EPS, value.shape)
+            tensor.CopyFrom(numpy_helper.from_array((value * (1 + noise)).astype(np.float32), tensor.name))
+    return copy
+
+
+def _quantum(readout: Floats, spec: GraphSpec) -> float:
+    """The effect of one output spike where the readouts are counts of spikes; 0 for continuous readouts."""
+    steps = spec.readout.stop - spec.readout.start
+    gaps = [np.diff(np.unique(column)) for column in readout.T]
+    counts = all(len(gap) <= steps for gap in gaps)
+    return max((float(gap.min()) for gap in gaps if gap.size), default=0.0) if counts else 0.0
+
+
+def _compact(values: Floats) -> Floats:
+    """Whole numbers from 0 to 255 as bytes: spikes and events take a quarter."""
+    small = values.astype(np.uint8) if values.size and values.min() >= 0 and values.max() <= 255 else None
+    return small if small is not None and (small == values).all() else values
