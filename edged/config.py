@@ -35,6 +35,16 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     state_dir: Path = Path("/var/lib/edged")
     runtime_dir: Path = Path("/run/edged")
 
+    @property
+    def buffer_dir(self) -> Path:
+        """Where the results lie; edged-sync reads there."""
+        return self.state_dir / "buffer"
+
+    @property
+    def sync_dir(self) -> Path:
+        """Where edged-sync leaves its ack cursor and its status; the daemon reads there."""
+        return self.state_dir / "sync"
+
 
 class Http(msgspec.Struct, frozen=True, kw_only=True):
     """The console. Port 0 takes a free one (written to ``<runtime_dir>/http.json``)."""

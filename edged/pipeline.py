@@ -66,6 +66,8 @@ class Flow:
     in_flight: Counter[str]
     latency_ns: tuple[int, ...]
     engine_ns: tuple[int, ...]
+    results: int
+    errors: int
     last_seq: int
 
 
@@ -97,6 +99,7 @@ class Pipeline:
         self._suspect = asyncio.Lock()
         self._latency_ns: deque[int] = deque(maxlen=LATENCIES)
         self._engine_ns: deque[int] = deque(maxlen=LATENCIES)
+        self._ended_as: Counter[Kind] = Counter()
         self._last_seq = 0
 
     # Intake
@@ -126,7 +129,15 @@ class Pipeline:
     def flow(self) -> Flow:
         """What passed since the start."""
         counts = Counter({source: count for source, count in self._in_flight.items() if count})
-        return Flow(len(self._queue), counts, tuple(self._latency_ns), tuple(self._engine_ns), self._last_seq)
+        return Flow(
+            queued=len(self._queue),
+            in_flight=counts,
+            latency_ns=tuple(self._latency_ns),
+            engine_ns=tuple(self._engine_ns),
+            results=self._ended_as[Kind.RESULT],
+            errors=self._ended_as[Kind.ERROR],
+            last_seq=self._last_seq,
+        )
 
     # Life
 
@@ -205,7 +216,7 @@ class Pipeline:
     async def _infer(self, batch: Sequence[_Waiting]) -> list[_Settled]:
         try:
             async with self._turns:
-                inference = await self.engine.infer(self._stack(batch))
+                return self._results(batch, await self.engine.infer(self._stack(batch)))
         except EngineError as error:
             log.warning(
                 "engine failed; its frames are tried once more, one by one",
@@ -213,7 +224,6 @@ class Pipeline:
             )
             async with self._alone():
                 return [await self._infer_alone(waiting) for waiting in batch]
-        return self._results(batch, inference)
 
     @contextlib.asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
@@ -262,6 +272,8 @@ class Pipeline:
             receipt = one.receipt or next(receipts)
             self._last_seq = max(self._last_seq, receipt.seq)
             self._in_flight[one.waiting.frame.id.source] -= 1
+            if one.entry is not None:
+                self._ended_as[receipt.kind] += 1
             if receipt.kind is Kind.RESULT and one.entry is not None:
                 self._latency_ns.append(now_ns - one.waiting.frame.received_ns)
                 self._engine_ns.append(one.engine_ns)

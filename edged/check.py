@@ -1,0 +1,68 @@
+"""``edged check``: looks at everything that a configuration names, as the daemon would, and changes nothing.
+
+Each finding is one line with what was looked at and what to do. Runs beside a running daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from edged import config as settings
+from edged.bundle.loaded import open_bundle
+from edged.bundle.plans import ensure_plans
+from edged.bundle.selftest import prove
+from edged.engines.engine import open_engine
+from edged.engines.life import Job
+from edged.errors import EdgedError
+from edged.lane import worker_spec
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. ``problem`` is empty when it is well."""
+
+    what: str
+    problem: str = ""
+
+
+def check(config: settings.Config) -> Iterator[Finding]:
+    """Look at directories, sources, and each pipeline's model on its engine, the self-test included."""
+    for place in (config.device.state_dir, config.device.runtime_dir):
+        yield Finding(f"directory {place}", _writable(place))
+    for pipeline in config.pipeline:
+        for source in pipeline.source:
+            if isinstance(source, settings.SpoolSource):
+                yield Finding(f"spool {source.path}", _writable(source.path))
+        yield _model(pipeline, config.engines)
+
+
+def _writable(directory: Path) -> str:
+    """Why a directory cannot be used, or nothing. One that is not there yet must be creatable."""
+    there = next(parent for parent in (directory, *directory.parents) if parent.exists())
+    if not there.is_dir():
+        return f"{there} is not a directory"
+    return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} is not writable for user {os.geteuid()}"
+
+
+def _model(pipeline: settings.Pipeline, engines: settings.Engines) -> Finding:
+    what = f"pipeline {pipeline.name}: model {pipeline.model} on {pipeline.engines[0]}"
+    try:
+        with tempfile.TemporaryDirectory(prefix="edged-check-") as cache:
+            problem = asyncio.run(_prove(pipeline, engines, Path(cache)))
+    except EdgedError as error:
+        problem = str(error)
+    return Finding(what, problem)
+
+
+async def _prove(pipeline: settings.Pipeline, engines: settings.Engines, cache: Path) -> str:
+    bundle = open_bundle(pipeline.model)
+    plans = await ensure_plans(bundle, cache)
+    spec = worker_spec(pipeline.engines[0], engines)
+    async with open_engine(spec, Job(bundle, pipeline.max_batch, plans, cache)) as engine:
+        report = await prove(engine, bundle)
+    return report.reason

@@ -1,0 +1,141 @@
+"""Builds the Status of a running device from its parts: the one place where the facts are gathered. Pure reading."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from edged import __version__
+from edged.buffer.store import SegmentStore
+from edged.config import Device
+from edged.domain import Totals
+from edged.lane import Lane, Stage
+from edged.status import BufferFacts, EngineFacts, LinkFacts, ModelFacts, PipelineFacts, SourceFacts, Status
+
+LATEST = 20  # results shown
+
+
+class Report:
+    """Knows the parts and when the daemon started; ``status`` is cheap enough to be asked every second."""
+
+    def __init__(self, device: Device, lanes: Sequence[Lane], store: SegmentStore) -> None:
+        self.stopping = False
+        self._device = device.id
+        self._link_file = device.sync_dir / "status.json"
+        self._lanes = lanes
+        self._store = store
+        self._started = time.monotonic()
+        self._started_wall = _now()
+
+    def status(self) -> Status:
+        """The whole truth at this instant."""
+        buffer = self._store.facts()
+        totals = self._store.totals()
+        state, reasons = _state(self._lanes, buffer)
+        return Status(
+            device=self._device,
+            version=__version__,
+            state="stopping" if self.stopping else state,
+            reasons=reasons,
+            pid=os.getpid(),
+            started_wall=self._started_wall,
+            uptime_s=round(time.monotonic() - self._started, 1),
+            wall_time=_now(),
+            engines=tuple(lane.engine.facts() for lane in self._lanes if lane.engine is not None),
+            models=tuple(_model(lane) for lane in self._lanes if lane.bundle is not None),
+            pipelines=tuple(_pipeline(lane, totals) for lane in self._lanes),
+            buffer=buffer,
+            latest=tuple(self._store.latest(LATEST)),
+            link=self._link(),
+        )
+
+    def line(self) -> str:
+        """One line for ``systemctl status``."""
+        status = self.status()
+        results = sum(pipeline.results for pipeline in status.pipelines)
+        return "; ".join([f"{status.state}, {results} results", *status.reasons])
+
+    def _link(self) -> LinkFacts | None:
+        """What edged-sync last wrote of itself; None where it never ran."""
+        try:
+            return msgspec.json.decode(self._link_file.read_bytes(), type=LinkFacts)
+        except (OSError, msgspec.MsgspecError):
+            return None
+
+
+def _state(lanes: Sequence[Lane], buffer: BufferFacts) -> tuple[str, tuple[str, ...]]:
+    reasons = [f"pipeline {lane.config.name}: {lane.reason}" for lane in lanes if lane.stage is Stage.FAILED]
+    for lane in lanes:
+        engine = lane.engine.facts() if lane.engine is not None else None
+        if engine is not None and engine.state in ("backoff", "quarantined"):
+            reasons.append(f"engine {engine.name} of pipeline {lane.config.name}: {engine.state}: {engine.reason}")
+        reasons += [f"source {name}: {reason}" for name, reason in lane.source_reasons.items()]
+    if buffer.state != "ok":
+        reasons.append(f"buffer: {buffer.state}: {buffer.reason}")
+    if all(lane.stage is Stage.FAILED for lane in lanes):
+        return "failed", tuple(reasons)
+    if not any(lane.stage is Stage.RUNNING for lane in lanes):
+        return "starting", tuple(reasons)
+    return ("degraded" if reasons else "ready"), tuple(reasons)
+
+
+def _model(lane: Lane) -> ModelFacts:
+    assert lane.bundle is not None
+    selftest = {Stage.RUNNING: "passed", Stage.STOPPING: "passed", Stage.FAILED: "failed"}.get(lane.stage, "pending")
+    return ModelFacts(
+        name=lane.bundle.name,
+        version=lane.bundle.version,
+        digest=lane.bundle.digest,
+        timesteps=lane.bundle.timesteps,
+        selftest=selftest,
+        reason=lane.reason,
+    )
+
+
+def _pipeline(lane: Lane, totals: dict[str, Totals]) -> PipelineFacts:
+    flow = lane.pipeline.flow() if lane.pipeline is not None else None
+    engine = lane.engine.facts() if lane.engine is not None else EngineFacts(name="", model="", state="")
+    sources = tuple(
+        SourceFacts(
+            name=source.name,
+            kind=source.__struct_config__.tag if isinstance(source.__struct_config__.tag, str) else "",
+            received=totals.get(source.name, Totals()).received,
+            committed=totals.get(source.name, Totals()).committed,
+            rejected=totals.get(source.name, Totals()).rejected,
+            dropped=totals.get(source.name, Totals()).dropped,
+            in_flight=flow.in_flight[source.name] if flow is not None else 0,
+            state="failed" if source.name in lane.source_reasons else "running",
+            reason=lane.source_reasons.get(source.name, ""),
+        )
+        for source in lane.config.source
+    )
+    latency = sorted(flow.latency_ns) if flow is not None else []
+    return PipelineFacts(
+        name=lane.config.name,
+        model=f"{lane.bundle.name}@{lane.bundle.version}" if lane.bundle is not None else str(lane.config.model),
+        engine=engine.name,
+        results=flow.results if flow is not None else 0,
+        errors=flow.errors if flow is not None else 0,
+        queued=flow.queued if flow is not None else 0,
+        queue_limit=lane.config.queue,
+        policy=lane.config.policy.value,
+        latency_p50_us=_quantile_us(latency, 0.5),
+        latency_p99_us=_quantile_us(latency, 0.99),
+        engine_p50_us=_quantile_us(sorted(flow.engine_ns), 0.5) if flow is not None else None,
+        last_seq=flow.last_seq if flow is not None else 0,
+        sources=sources,
+    )
+
+
+def _quantile_us(ordered_ns: Sequence[int], share: float) -> float | None:
+    if not ordered_ns:
+        return None
+    return round(ordered_ns[min(len(ordered_ns) - 1, int(share * len(ordered_ns)))] / 1000, 1)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
