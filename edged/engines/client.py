@@ -220,24 +220,24 @@ class WorkerClient:
 
     def _ask(self, kind: Kind, slot: int | None, body: bytes, read: Callable[[int], Any]) -> asyncio.Future[Any]:
         self._number = (self._number + 1) & 0xFFFFFFFF
-        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        call = _Call(kind, self._number, slot, now_ns, read, self._loop.create_future())
+        call = _Call(kind, self._number, slot, _now_ns(), read, self._loop.create_future())
         self._calls.append(call)
-        if len(self._calls) == 1:
-            self._watch_head()
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._deadline_s, self._check_deadline)
         self._send(kind, call.number, body)
         return call.answer
 
-    def _watch_head(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._calls:
-            self._calls[0].since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-            self._timer = self._loop.call_later(self._deadline_s, self._overdue)
-
-    def _overdue(self) -> None:
-        self._lose(f"did not answer {self._calls[0].kind.name} within {self._deadline_s:g} s")
+    def _check_deadline(self) -> None:
+        """Runs when the call that was at the head would be overdue: one timer for thousands of calls."""
+        self._timer = None
+        if not self._calls:
+            return
+        head = self._calls[0]
+        left_s = self._deadline_s - (_now_ns() - head.since_ns) / 1e9
+        if left_s <= 0:
+            self._lose(f"did not answer {head.kind.name} within {self._deadline_s:g} s")
+        else:
+            self._timer = self._loop.call_later(left_s, self._check_deadline)
 
     # The socket
 
@@ -306,7 +306,8 @@ class WorkerClient:
         if head is None or head.number != message.call or message.kind not in (wanted, Kind.ERROR):
             raise WireError(f"{message.kind.name} for call {message.call}, which is not the next to be answered")
         self._calls.popleft()
-        self._watch_head()
+        if self._calls:
+            self._calls[0].since_ns = _now_ns()
         if head.slot is not None:
             self._give_back(head.slot)
         return head
@@ -343,6 +344,10 @@ def _batch(memory: SharedMemory, role: Role, values: Mapping[str, Array]) -> int
             wanted = f"{region.tensor.dtype} {layout.shape(region, batch)}"
             raise EngineError(f"{region.tensor.name} is {value.dtype} {value.shape}, wanted is {wanted}")
     return batch
+
+
+def _now_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def _set(future: asyncio.Future[T], value: T) -> None:

@@ -25,6 +25,8 @@ DTYPES = {
 class Role(enum.Enum):
     """What a region of a slot holds. The regions of INFER and of STEP do not overlap."""
 
+    __hash__ = object.__hash__  # Enum's own is Python code, and every call looks for arrays by their role
+
     INPUT = "input"  # INFER: constants (B, *shape), sequences (T, B, *shape)
     READOUT = "readout"  # INFER: (B, classes)
     STEP_INPUT = "step-input"  # STEP: (B, *shape)

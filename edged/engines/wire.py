@@ -28,6 +28,8 @@ MAX_PACKET = 128 * 1024  # LOAD with 600 tensors; fits a socket's default send b
 class Kind(enum.IntEnum):
     """What a packet is."""
 
+    __hash__ = int.__hash__  # Enum's own is Python code, and ORDER is asked twice a call
+
     HELLO = 1
     WELCOME = 2
     REFUSE = 3
@@ -59,12 +61,16 @@ class Exit(enum.IntEnum):
 class Side(enum.Enum):
     """Who sends."""
 
+    __hash__ = object.__hash__  # as for Kind
+
     DAEMON = "daemon"
     WORKER = "worker"
 
 
 class Phase(enum.Enum):
     """Where a conversation stands."""
+
+    __hash__ = object.__hash__  # as for Kind
 
     NEW = "new"
     GREETED = "greeted"
