@@ -179,10 +179,21 @@ setup_programs() { # SET
     test)
       want_programs git:git mosquitto:mosquitto mosquitto-clients:mosquitto_sub jq:jq strace:strace
       [ "$(uname -m)" = x86_64 ] || want_programs shellcheck:shellcheck # elsewhere it comes from the lock file
+      has_browser || want_browser
       want_programs gcc:gcc pkg-config:pkg-config
       has_systemd_headers || { can_install && apt_install libsystemd-dev python3-dev; } || say "going on without libsystemd-dev"
       ;;
   esac
+}
+
+has_browser() { have chromium || have chromium-browser || have google-chrome || have google-chrome-stable; }
+
+want_browser() {
+  if grep -qx 'ID=debian' /etc/os-release; then
+    want_programs chromium:chromium
+  else
+    say "going on without Chromium: only Debian has it as a package (elsewhere install google-chrome or a snap)"
+  fi
 }
 
 has_systemd_headers() { pkg-config --exists libsystemd 2>/dev/null; }
