@@ -56,13 +56,13 @@ def network(model: onnx.ModelProto, where: str = "the ANN") -> Network:
 def _check(model: onnx.ModelProto, where: str) -> None:
     if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
         raise ConversionError(f"{where}: its weights lie in other files", "save the model as one file")
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    if opset < _OLDEST_OPSET:
+        raise ConversionError(f"{where}: opset {opset}", f"export it again with opset {_OLDEST_OPSET} or newer")
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, shape_inference.InferenceError) as error:
         raise ConversionError(f"{where}: not a valid ONNX model: {error}") from None
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    if opset < _OLDEST_OPSET:
-        raise ConversionError(f"{where}: opset {opset}", f"export it again with opset {_OLDEST_OPSET} or newer")
 
 
 def _input(model: onnx.ModelProto, where: str) -> tuple[str, tuple[int, ...]]:
