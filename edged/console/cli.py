@@ -53,7 +53,7 @@ def add_commands(
     subparsers: argparse._SubParsersAction[argparse.ArgumentParser],  # argparse has no public name for it
     runtime_dir: Callable[[argparse.Namespace], Path],
 ) -> None:
-    """Add ``status``. The parsed arguments carry ``run``: call it with them, it returns the exit code."""
+    """Add ``status``. The parsed arguments carry ``func``: call it with them, it returns the exit code."""
     parser = subparsers.add_parser(
         "status",
         help="show the whole truth about the running daemon",
@@ -61,7 +61,7 @@ def add_commands(
     )
     parser.add_argument("--json", action="store_true", help="print the status as JSON instead of text")
     parser.add_argument("--watch", action="store_true", help="show it again every second, until Ctrl-C")
-    parser.set_defaults(run=lambda arguments: run(arguments, runtime_dir(arguments)))
+    parser.set_defaults(func=lambda arguments: run(arguments, runtime_dir(arguments)))
 
 
 def run(arguments: argparse.Namespace, directory: Path) -> int:

@@ -31,7 +31,7 @@ from edged.console.cli import add_commands
 parser = argparse.ArgumentParser(prog="edged")
 add_commands(parser.add_subparsers(required=True), lambda arguments: Path(sys.argv[1]))
 arguments = parser.parse_args(sys.argv[2:])
-raise SystemExit(arguments.run(arguments))
+raise SystemExit(arguments.func(arguments))
 """
 
 
@@ -39,7 +39,7 @@ def edged(directory: Path, *words: str) -> int:
     parser = argparse.ArgumentParser(prog="edged")
     add_commands(parser.add_subparsers(required=True), lambda _: directory)
     arguments = parser.parse_args(words)
-    code = arguments.run(arguments)
+    code = arguments.func(arguments)
     assert isinstance(code, int)
     return code
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
-import os
 import re
-import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -18,18 +16,15 @@ import pytest
 
 from edged.status import Status
 from tests.support.console import live_console
+from tests.support.parts import program, require
 from tests.support.status import FULL
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @pytest.fixture(scope="module")
 def chromium() -> str:
-    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if found is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("Chromium is missing; CI must have it (apt install chromium)")
-        pytest.skip("Chromium is not installed (apt install chromium)")
+    require("chromium")
+    found = program("chromium")
+    assert found is not None
     return found
 
 
