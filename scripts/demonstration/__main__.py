@@ -26,13 +26,13 @@ from edged.errors import EdgedError
 from edged.status import Status
 from models.digits import data
 from scripts.demonstration import machine
-from scripts.demonstration.books import Books
+from scripts.demonstration.books import Books, problems, summary, totals
 from scripts.demonstration.machine import LOCALHOST, DemoError, Machine
-from scripts.demonstration.screen import Screen, Totals, totals
+from scripts.demonstration.screen import Screen
 from scripts.demonstration.traffic import RATE_HZ, Feeder, Subscriber
 
 ROOT = Path(__file__).resolve().parents[2]
-MODEL = ROOT / "models" / "digits"
+MODEL = ROOT / "models" / "digits" / "bundle"
 
 READY_S = 60.0  # the first start builds the plan of the model
 DRAIN_S = 30.0  # for what is under way when feeding ends
@@ -116,11 +116,13 @@ class _Demo:
             addresses = self._addresses()
             subscriber = self._start(processes, addresses)
             self._follow(processes, subscriber)
-            problems = self._problems()
-        for problem in problems:
+        stored = totals(self._status)
+        least = ACCURACY_MIN if self._books.fed >= len(self._images) else ACCURACY_MIN_PART
+        wrong = problems(self._books, stored, least)
+        for problem in wrong:
             print(f"demo: WRONG: {problem}")
-        print(self._summary(), flush=True)
-        return 1 if problems else 0
+        print(summary(self._books, stored), flush=True)
+        return 1 if wrong else 0
 
     def _addresses(self) -> Addresses:
         addresses = Addresses(machine.choose_port(1883), machine.choose_port(8080))
@@ -198,29 +200,6 @@ class _Demo:
             return None
         finally:
             connection.close()
-
-    def _problems(self) -> list[str]:
-        books, stored = self._books, totals(self._status)
-        least = ACCURACY_MIN if books.fed >= len(self._images) else ACCURACY_MIN_PART
-        found = []
-        if not books.fed:
-            found.append("nothing was fed")
-        if books.missing:
-            found.append(f"{books.missing} results are missing")
-        if books.doubled:
-            found.append(f"{books.doubled} results arrived twice")
-        if stored != Totals(received=books.fed, committed=books.fed):
-            found.append(f"{books.fed} frames were fed, but the daemon's account is {stored}")
-        if books.accuracy < least:
-            found.append(f"the accuracy is {books.accuracy:.4f}; at least {least} is expected")
-        return found + books.failures
-
-    def _summary(self) -> str:
-        books, stored = self._books, totals(self._status)
-        return (
-            f"demo: received={stored.received} committed={stored.committed} delivered={books.delivered}"
-            f" missing={books.missing} doubled={books.doubled} accuracy={books.accuracy:.4f}"
-        )
 
 
 def _config(addresses: Addresses) -> str:

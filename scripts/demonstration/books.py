@@ -8,6 +8,7 @@ as ranges, so a demo may run for days. No I/O.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -15,6 +16,27 @@ from cloud_sync.contract.accounting import StreamAccount
 from cloud_sync.contract.messages import Row
 from cloud_sync.contract.ranges import Ranges
 from cloud_sync.contract.results import unpack
+from edged.status import Status
+
+
+@dataclass(frozen=True)
+class Totals:
+    """The daemon's own durable account of everything that was fed."""
+
+    received: int = 0
+    committed: int = 0
+    rejected: int = 0
+    dropped: int = 0
+
+
+def totals(status: Status | None) -> Totals:
+    """The sum over all sources."""
+    sources = [source for pipeline in status.pipelines for source in pipeline.sources] if status else []
+
+    def add(field: str) -> int:
+        return sum(getattr(source, field) for source in sources)
+
+    return Totals(add("received"), add("committed"), add("rejected"), add("dropped"))
 
 
 class _Answer(msgspec.Struct):
@@ -92,6 +114,30 @@ class Books:
     def accuracy(self) -> float:
         """Right predictions among those delivered; 0 before the first."""
         return self.right / self.delivered if self.delivered else 0.0
+
+
+def problems(books: Books, stored: Totals, least_accuracy: float) -> list[str]:
+    """Everything that is missing, doubled or wrong when feeding has ended; empty when all is well."""
+    found = []
+    if not books.fed:
+        found.append("nothing was fed")
+    if books.missing:
+        found.append(f"{books.missing} results are missing")
+    if books.doubled:
+        found.append(f"{books.doubled} results arrived twice")
+    if stored != Totals(received=books.fed, committed=books.fed):
+        found.append(f"{books.fed} frames were fed, but the daemon's account is {stored}")
+    if books.accuracy < least_accuracy:
+        found.append(f"the accuracy is {books.accuracy:.4f}; at least {least_accuracy} is expected")
+    return found + books.failures
+
+
+def summary(books: Books, stored: Totals) -> str:
+    """The figures of a run in one line, for machines."""
+    return (
+        f"demo: received={stored.received} committed={stored.committed} delivered={books.delivered}"
+        f" missing={books.missing} doubled={books.doubled} accuracy={books.accuracy:.4f}"
+    )
 
 
 def _number(row: Row) -> int | None:

@@ -6,34 +6,13 @@ Only formats what it is given.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 
 from edged.status import PipelineFacts, Status
-from scripts.demonstration.books import Books
+from scripts.demonstration.books import Books, totals
 
 TERMINAL_PERIOD_S = 0.25
 PLAIN_PERIOD_S = 2.0
 NOTHING = "…"
-
-
-@dataclass(frozen=True)
-class Totals:
-    """The daemon's own durable account of everything that was fed."""
-
-    received: int = 0
-    committed: int = 0
-    rejected: int = 0
-    dropped: int = 0
-
-
-def totals(status: Status | None) -> Totals:
-    """The sum over all sources."""
-    sources = [source for pipeline in status.pipelines for source in pipeline.sources] if status else []
-
-    def add(field: str) -> int:
-        return sum(getattr(source, field) for source in sources)
-
-    return Totals(add("received"), add("committed"), add("rejected"), add("dropped"))
 
 
 class Screen:

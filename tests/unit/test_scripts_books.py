@@ -8,7 +8,7 @@ import pytest
 from cloud_sync.contract.messages import Gap, Row
 from cloud_sync.contract.results import Origin, Part, encode_row, pack
 from cloud_sync.contract.topics import ContractError
-from scripts.demonstration.books import Books, file_name
+from scripts.demonstration.books import Books, Totals, file_name, problems, summary
 
 LABELS = ["3", "1", "4"]
 
@@ -94,3 +94,31 @@ def test_a_tampered_message_is_refused() -> None:
     with pytest.raises(ContractError):
         run.arrived(message(1, [row(1, 0, "3")]).replace(b'"3"', b'"8"'))
     assert run.delivered == 0
+
+
+def complete_run() -> Books:
+    run = books(3)
+    run.arrived(message(1, [row(1, 0, "3"), row(2, 1, "1"), row(3, 2, "4")]))
+    return run
+
+
+def test_the_verdict_on_a_complete_run_is_good() -> None:
+    stored = Totals(received=3, committed=3)
+    assert problems(complete_run(), stored, 0.97) == []
+    assert summary(complete_run(), stored) == (
+        "demo: received=3 committed=3 delivered=3 missing=0 doubled=0 accuracy=1.0000"
+    )
+
+
+@pytest.mark.parametrize("stored", [Totals(3, 2, 1), Totals(2, 2), Totals(4, 3, 0, 1), Totals(4, 4)])
+def test_the_verdict_sees_what_the_daemon_did_not_commit(stored: Totals) -> None:
+    assert "the daemon's account" in "".join(problems(complete_run(), stored, 0.97))
+
+
+def test_the_verdict_tells_everything_that_is_wrong() -> None:
+    run = books(4)
+    run.arrived(message(1, [row(1, 0, "9"), row(2, 1, "9"), row(3, 1, "9")]))
+    told = "\n".join(problems(run, Totals(4, 4), 0.97))
+    for part in ("2 results are missing", "1 results arrived twice", "the accuracy is 0.0000"):
+        assert part in told
+    assert problems(books(0), Totals(), 0.0) == ["nothing was fed"]
