@@ -88,6 +88,8 @@ class Model(Protocol):
     def inputs(self) -> tuple[TensorSpec, ...]: ...
     @property
     def states(self) -> tuple[TensorSpec, ...]: ...
+    @property
+    def output(self) -> str: ...  # name of the step graph's one output, float32 (B, classes)
 
     def encode(self, payload: Payload) -> dict[str, Array]:
         """Turn a payload into one sample by input name: (*shape) or (T, *shape). Raises FrameRejected."""

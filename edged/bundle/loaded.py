@@ -50,6 +50,7 @@ class Bundle:
     labels: tuple[str, ...] = field(init=False)
     inputs: tuple[TensorSpec, ...] = field(init=False)
     states: tuple[TensorSpec, ...] = field(init=False)
+    output: str = field(init=False)
     spec: GraphSpec = field(init=False)
 
     def __post_init__(self) -> None:
@@ -62,6 +63,7 @@ class Bundle:
             "labels": manifest.labels,
             "inputs": tuple(TensorSpec(i.name, i.dtype, i.shape, i.time == "sequence") for i in manifest.inputs),
             "states": tuple(TensorSpec(s.input, "float32", s.shape) for s in manifest.states),
+            "output": manifest.output.name,
             "spec": graph_spec(manifest),
         }
         for name, value in derived.items():

@@ -20,7 +20,7 @@ import numpy as np
 
 from edged.domain import Array
 from edged.engines.layout import SLOTS, Role
-from edged.engines.memory import OUTPUT, READOUT, SharedMemory
+from edged.engines.memory import READOUT, SharedMemory
 from edged.engines.wire import (
     MAX_PACKET,
     RUN,
@@ -139,9 +139,8 @@ class WorkerClient:
         slot = await self._slot()
 
         def read(_: int) -> tuple[dict[str, Array], dict[str, Array]]:
-            output = memory.arrays.of(slot, Role.STEP_OUTPUT, batch)[OUTPUT].copy()
-            after = memory.arrays.of(slot, Role.NEXT_STATE, batch)
-            return {OUTPUT: output}, {name: value.copy() for name, value in after.items()}
+            outputs, after = (memory.arrays.of(slot, role, batch) for role in (Role.STEP_OUTPUT, Role.NEXT_STATE))
+            return _copies(outputs), _copies(after)
 
         data = {Role.STEP_INPUT: inputs, Role.STATE: states}
         answer: tuple[dict[str, Array], dict[str, Array]] = await self._run(Kind.STEP, slot, batch, data, read)
@@ -344,6 +343,10 @@ def _batch(memory: SharedMemory, role: Role, values: Mapping[str, Array]) -> int
             wanted = f"{region.tensor.dtype} {layout.shape(region, batch)}"
             raise EngineError(f"{region.tensor.name} is {value.dtype} {value.shape}, wanted is {wanted}")
     return batch
+
+
+def _copies(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: value.copy() for name, value in arrays.items()}
 
 
 def _now_ns() -> int:

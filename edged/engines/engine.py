@@ -52,7 +52,7 @@ class WorkerEngine:
     async def step(
         self, inputs: Mapping[str, Array], states: Mapping[str, Array]
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Run one time step, as the Engine port says. The one output is called ``output`` and has (B, classes)."""
+        """Run one time step, as the Engine port says."""
         return await self._call(lambda life: life.client.step(inputs, states))
 
     # Life

@@ -14,7 +14,6 @@ from edged.engines.worker.arrays import Arrays
 from edged.ports import Model, TensorSpec
 
 READOUT = "readout"
-OUTPUT = "output"  # the one output of a step, (B, classes)
 
 
 class SharedMemory:
@@ -45,7 +44,7 @@ def model_layout(model: Model, max_batch: int) -> Layout:
     tensors += [(Role.READOUT, Tensor(READOUT, "float32", (model.classes,)))]
     tensors += [(Role.STEP_INPUT, _tensor(spec)._replace(sequence=False)) for spec in model.inputs]
     tensors += [(Role.STATE, state) for state in states]
-    tensors += [(Role.STEP_OUTPUT, Tensor(OUTPUT, "float32", (model.classes,)))]
+    tensors += [(Role.STEP_OUTPUT, Tensor(model.output, "float32", (model.classes,)))]
     tensors += [(Role.NEXT_STATE, state) for state in states]
     return lay_out(model.timesteps, max_batch, tensors)
 

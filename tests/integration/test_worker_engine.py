@@ -70,7 +70,7 @@ def test_steps_from_zero_states_are_the_window(job: Job) -> None:
         total = np.zeros((2, CLASSES), np.float32)
         for _ in range(TIMESTEPS):
             outputs, states = await engine.step(inputs, states)
-            total += outputs["output"]
+            total += outputs[job.model.output]
         assert set(states) == {spec.name for spec in job.model.states}
         window = await engine.infer(inputs)
         np.testing.assert_allclose(total / TIMESTEPS, window.readout, rtol=1e-5, atol=1e-6)

@@ -35,6 +35,7 @@ class PlainModel:
     classes: int = 3
     inputs: tuple[TensorSpec, ...] = (TensorSpec("image", "float32", (2, 2)),)
     states: tuple[TensorSpec, ...] = ()
+    output: str = "y"
 
     def encode(self, payload: Payload) -> dict[str, Array]:
         raise AssertionError("the console does not encode")

@@ -25,6 +25,7 @@ class SumModel:
     classes = 2
     inputs = (TensorSpec("x", "float32", (3,)),)
     states: tuple[TensorSpec, ...] = ()
+    output = "y"
 
     def encode(self, payload: Payload) -> dict[str, Array]:
         if not isinstance(payload, np.ndarray) or payload.shape != (3,):

@@ -32,6 +32,7 @@ class PlannedModel:
     classes: int = CLASSES
     inputs: tuple[TensorSpec, ...] = (TensorSpec("x", "float32", (FEATURES,)),)
     states: tuple[TensorSpec, ...] = tuple(TensorSpec(name, "float32", (size,)) for name, _, size in STATES)
+    output: str = "y"
 
     def encode(self, payload: Payload) -> dict[str, Array]:
         raise NotImplementedError("engines do not encode")
