@@ -139,12 +139,12 @@ class _Maker:
         return golden
 
     def scenes(self, count: int) -> tuple[Floats, dict[str, Floats]]:
-        """(frames, states): the first half from free runs at random steps, the second with random states."""
+        """(frames, states): the first half from free runs at random steps, the second driven (see ``driven``)."""
         picked = self.samples[self.rng.integers(0, len(self.samples), count)]
         when = self.rng.integers(0, self.spec.timesteps, count)
         states = {s.input: np.zeros((count, *s.shape), dtype=np.float32) for s in self.spec.states}
         taken = {name: value.copy() for name, value in states.items()}
-        at = picked[np.arange(count), when] if self.input.sequence else picked
+        at = picked[np.arange(count), when] if self.input.sequence else picked.copy()
         for t in range(int(when.max())):
             feed = np.ascontiguousarray(picked[:, t]) if self.input.sequence else picked
             values = self.stock.run({self.input.name: feed, **states})
@@ -152,13 +152,44 @@ class _Maker:
             for name, value in states.items():
                 taken[name][when == t + 1] = value[when == t + 1]
         half = count // 2
-        for s in self.spec.states:
-            taken[s.input][half:] = self.rng.integers(0, 2, (count - half, *s.shape)) if not s.neuron else 0
-        for cell in self.cells:
-            scale = cell.parameters.get("v_th", np.ones(1, dtype=np.float32))
-            drawn = self.rng.uniform(-0.5, 1.3, (count - half, *cell.state.shape)) * scale
-            taken[cell.state.input][half:] = drawn
+        if self.input.sequence:
+            at[half:] = self.coin((count - half, *self.input.shape), 1)
+        driven = self.driven(at[half:], count - half)
+        for name, value in driven.items():
+            taken[name][half:] = value
         return np.ascontiguousarray(at), taken
+
+    def driven(self, frames: Floats, count: int) -> dict[str, Floats]:
+        """Random states with which about half of all neurons spike: free runs may leave deep layers silent.
+
+        Rows come in groups of four in which two neighbouring layers go through all combinations, so that every weight
+        is once in use into a neuron that stays silent: after a hard reset nothing of it would be seen.
+        """
+        states = {s.input: self.coin((count, *s.shape), 1).astype(np.float32) for s in self.spec.states}
+        wanted = {}
+        for depth, cell in enumerate(self.cells):
+            wanted[cell.state.input] = self.coin((count, *cell.state.shape), depth % 2)
+            scale = cell.parameters.get("v_th", np.ones(1, dtype=np.float32))
+            spread = self.rng.uniform(-0.5, 0.9, wanted[cell.state.input].shape)
+            states[cell.state.input] = (scale * (spread + wanted[cell.state.input])).astype(np.float32)
+        for cell in self.cells:  # in order: a current depends on the neurons before it
+            if cell.row.spiking:
+                current = self.stock.run({self.input.name: frames, **states})[cell.current]
+                above = self.distance(cell, current, states[cell.state.input])
+                wants = wanted[cell.state.input]
+                decay = np.maximum(cell.parameters.get("decay", np.ones(1, dtype=np.float32)), 0.05)
+                lift = np.where(wants, 0.1, -0.1) * cell.parameters["v_th"] - above
+                moved = states[cell.state.input] + np.where(wants != (above >= 0), lift / decay, 0)
+                states[cell.state.input] = moved.astype(np.float32)
+        return states
+
+    def coin(self, shape: tuple[int, ...], pattern: int) -> NDArray[np.bool_]:
+        """Random booleans in groups of four rows: x, not x, x, not x (pattern 0) or x, x, not x, not x (pattern 1)."""
+        flips = np.array([[False, True, False, True], [False, False, True, True]][pattern])
+        groups = -(-shape[0] // 4)
+        tossed = self.rng.random((groups, 1, *shape[1:])) < 0.5
+        flipped = tossed ^ flips.reshape(1, 4, *(1 for _ in shape[1:]))
+        return np.asarray(flipped.reshape(4 * groups, *shape[1:])[: shape[0]])
 
     def bounds(self, feeds: Mapping[str, Floats], c: float) -> dict[str, Floats]:
         """Rounding bounds by output, per sample and channel: the largest over the other axes."""

@@ -1,0 +1,149 @@
+"""An independent simulator of canonical graphs in NumPy: it never looks at the function bodies in the file.
+
+The neurons are written from the table of the domain, the standard ops from ONNX's specification, plainly.
+Only the ops that the tests' graphs use are here; any other is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from edged.bundle.graph.spec import GraphSpec
+
+Floats = NDArray[Any]
+
+
+class Reference:
+    """Runs a step graph in ``dtype``; with ``wide`` the standard ops sum in float64 and round their results once."""
+
+    def __init__(
+        self, model: onnx.ModelProto, spec: GraphSpec, dtype: type[np.floating[Any]] = np.float32, *, wide: bool = False
+    ) -> None:
+        self.spec = spec
+        self.nodes = list(model.graph.node)
+        self.dtype = dtype
+        self.wide = wide
+        self.constants = {t.name: self._cast(numpy_helper.to_array(t)) for t in model.graph.initializer}
+
+    def zero(self, batch: int) -> dict[str, Floats]:
+        """Every state at the start of a window."""
+        return {s.input: np.zeros((batch, *s.shape), dtype=self.dtype) for s in self.spec.states}
+
+    def step(self, inputs: Mapping[str, Floats], states: Mapping[str, Floats]) -> tuple[Floats, dict[str, Floats]]:
+        """The output of one step and the states for the next, by their input names."""
+        values = {name: self._cast(value) for name, value in {**inputs, **states}.items()} | self.constants
+        for node in self.nodes:
+            arguments = [values[name] for name in node.input]
+            neuron = node.domain == "edged.snn"
+            if self.wide and not neuron:
+                arguments = [value.astype(np.float64) if value.dtype.kind == "f" else value for value in arguments]
+            run = NEURONS[node.op_type] if neuron else STANDARD[node.op_type]
+            attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            results = run(*arguments, **attributes)
+            values |= {name: self._cast(value) for name, value in zip(node.output, results, strict=True)}
+        return values[self.spec.output], {s.input: values[s.output] for s in self.spec.states}
+
+    def window(self, inputs: Mapping[str, Floats]) -> tuple[Floats, dict[str, Floats]]:
+        """The readout of a whole window and the last states. Constants (B, …), sequences (T, B, …)."""
+        sequences = {entry.name for entry in self.spec.inputs if entry.sequence}
+        first = self.spec.inputs[0]
+        batch = inputs[first.name].shape[1 if first.sequence else 0]
+        states, outputs = self.zero(batch), []
+        for t in range(self.spec.timesteps):
+            y, states = self.step({name: v[t] if name in sequences else v for name, v in inputs.items()}, states)
+            outputs.append(y)
+        return self.readout(outputs), states
+
+    def readout(self, outputs: Sequence[Floats]) -> Floats:
+        """What the manifest's readout makes of the outputs of all steps."""
+        rule = self.spec.readout
+        y = np.stack(outputs[rule.start : rule.stop])
+        if rule.kind == "first_spike":
+            when = np.where((y > 0).any(axis=0), (y > 0).argmax(axis=0), len(y))
+            return (len(y) - when).astype(self.dtype)
+        return READOUTS[rule.kind](y)
+
+    def _cast(self, value: Floats) -> Floats:
+        return value.astype(self.dtype) if value.dtype.kind == "f" else value
+
+
+def _if(i: Floats, v: Floats, v_th: Floats, v_sub: Floats) -> tuple[Floats, Floats]:
+    u = v + i
+    spike = u >= v_th
+    return spike.astype(u.dtype), np.where(spike, u - v_sub, u)
+
+
+def _ifz(i: Floats, v: Floats, v_th: Floats, v_reset: Floats) -> tuple[Floats, Floats]:
+    u = v + i
+    spike = u >= v_th
+    return spike.astype(u.dtype), np.where(spike, v_reset, u)
+
+
+def _lif(i: Floats, v: Floats, decay: Floats, bias: Floats, v_th: Floats, v_sub: Floats) -> tuple[Floats, Floats]:
+    return _if(i + bias, v * decay, v_th, v_sub)
+
+
+def _lifz(i: Floats, v: Floats, decay: Floats, bias: Floats, v_th: Floats, v_reset: Floats) -> tuple[Floats, Floats]:
+    return _ifz(i + bias, v * decay, v_th, v_reset)
+
+
+def _li(i: Floats, v: Floats, decay: Floats, bias: Floats) -> tuple[Floats, Floats]:
+    u = v * decay + (i + bias)
+    return u, u
+
+
+def _conv(x: Floats, w: Floats, b: Floats | None = None, *, pads: Sequence[int] = (0, 0, 0, 0),
+          strides: Sequence[int] = (1, 1)) -> tuple[Floats]:  # fmt: skip
+    patches = _patches(x, w.shape[2:], pads, strides)
+    y = np.einsum("bchwkl,ockl->bohw", patches, w)
+    return (y if b is None else y + b.reshape(1, -1, 1, 1),)
+
+
+def _average_pool(x: Floats, *, kernel_shape: Sequence[int], strides: Sequence[int] = (1, 1)) -> tuple[Floats]:
+    return (_patches(x, kernel_shape, (0, 0, 0, 0), strides).mean(axis=(4, 5)),)
+
+
+def _max_pool(x: Floats, *, kernel_shape: Sequence[int], strides: Sequence[int] = (1, 1)) -> tuple[Floats]:
+    return (_patches(x, kernel_shape, (0, 0, 0, 0), strides).max(axis=(4, 5)),)
+
+
+def _patches(x: Floats, kernel: Sequence[int], pads: Sequence[int], strides: Sequence[int]) -> Floats:
+    padded = np.pad(x, ((0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, tuple(kernel), axis=(2, 3))
+    return np.asarray(windows[:, :, :: strides[0], :: strides[1]])
+
+
+def _gemm(a: Floats, b: Floats, c: Floats | None = None) -> tuple[Floats]:
+    return (a @ b if c is None else a @ b + c,)
+
+
+def _reshape(x: Floats, shape: Floats) -> tuple[Floats]:
+    return (x.reshape([x.shape[k] if size == 0 else size for k, size in enumerate(shape.tolist())]),)
+
+
+NEURONS: dict[str, Callable[..., tuple[Floats, ...]]] = {"IF": _if, "IFZ": _ifz, "LIF": _lif, "LIFZ": _lifz, "LI": _li}
+READOUTS: dict[str, Callable[[Floats], Floats]] = {
+    "mean": lambda y: np.asarray(y.mean(axis=0)),
+    "sum": lambda y: np.asarray(y.sum(axis=0)),
+    "max": lambda y: np.asarray(y.max(axis=0)),
+    "last": lambda y: y[-1],
+}
+STANDARD: dict[str, Callable[..., tuple[Floats, ...]]] = {
+    "Add": lambda a, b: (a + b,),
+    "AveragePool": _average_pool,
+    "Conv": _conv,
+    "Flatten": lambda x: (x.reshape(len(x), -1),),
+    "Gemm": _gemm,
+    "Identity": lambda x: (x,),
+    "MatMul": lambda a, b: (a @ b,),
+    "MaxPool": _max_pool,
+    "Mul": lambda a, b: (a * b,),
+    "Reshape": _reshape,
+    "Sub": lambda a, b: (a - b,),
+}
