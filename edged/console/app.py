@@ -47,7 +47,8 @@ class Console:
         self._inlets = inlets
         self._progress = progress
         self._bodies_bytes = 0
-        self.app: ASGIApp = Guard(_LastWords(self._starlette()), allowed_hosts)
+        self.routes = self._routes()
+        self.app: ASGIApp = Guard(_LastWords(_starlette(self.routes)), allowed_hosts)
 
     async def serve(self, sockets: Sequence[socket.socket], *, started: Callable[[], None] | None = None) -> None:
         """Answer on listening sockets until cancelled; then stop within a second, answers in flight included.
@@ -56,24 +57,21 @@ class Console:
         """
         await server.serve(self.app, sockets, started)
 
-    def _starlette(self) -> Starlette:
-        return Starlette(
-            routes=[
-                Route("/", self._page),
-                Route("/status.html", self._fragment),
-                Route("/metrics", self._metrics),
-                Route("/health", self._health),
-                Route("/health/ready", self._ready),
-                Route("/status", self._show_status),
-                Route("/v2", self._server_metadata),
-                Route("/v2/health/live", self._health),
-                Route("/v2/health/ready", self._ready),
-                Route("/v2/models/{name}", self._model_metadata),
-                Route("/v2/models/{name}/ready", self._model_ready),
-                Route("/v2/models/{name}/infer", self._infer, methods=["POST"]),
-            ],
-            exception_handlers={Refused: _refused, HTTPException: _http_error, Exception: _internal_error},
-        )
+    def _routes(self) -> list[Route]:
+        return [
+            Route("/", self._page),
+            Route("/status.html", self._fragment),
+            Route("/metrics", self._metrics),
+            Route("/health", self._health),
+            Route("/health/ready", self._ready),
+            Route("/status", self._show_status),
+            Route("/v2", self._server_metadata),
+            Route("/v2/health/live", self._health),
+            Route("/v2/health/ready", self._ready),
+            Route("/v2/models/{name}", self._model_metadata),
+            Route("/v2/models/{name}/ready", self._model_ready),
+            Route("/v2/models/{name}/infer", self._infer, methods=["POST"]),
+        ]
 
     # Health and facts
 
@@ -153,6 +151,11 @@ class Console:
             raise Refused(400, "the connection ended before the body did") from None
         finally:
             self._bodies_bytes -= len(body)
+
+
+def _starlette(routes: list[Route]) -> Starlette:
+    handlers = {Refused: _refused, HTTPException: _http_error, Exception: _internal_error}
+    return Starlette(routes=routes, exception_handlers=handlers)
 
 
 class _LastWords:
