@@ -156,7 +156,10 @@ def _add_preprocessing(group: argparse._ArgumentGroup) -> None:
 
 
 def _number(text: str) -> float:
-    return float(Fraction(text))
+    try:
+        return float(Fraction(text))
+    except ZeroDivisionError:
+        raise argparse.ArgumentTypeError(f"{text!r} divides by zero") from None
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -152,11 +152,11 @@ def _cost(
         accuracy=_accuracy(activity.scores, evaluation),
         footprint=footprint,
         connection_sparsity=_share(zeros / sum(operation.weight.size for operation in weights)),
-        activation_sparsity=_share(activity.sparsity),
+        activation_sparsity=round(activity.sparsity, 4),
         synaptic_operations=Operations(
-            effective_macs=round(done.effective_macs, 1),
-            effective_acs=round(done.effective_acs, 1),
-            dense=round(done.dense, 1),
+            effective_macs=_four_digits(done.effective_macs),
+            effective_acs=_four_digits(done.effective_acs),
+            dense=done.dense,
         ),
         membrane_updates=membrane_updates,
     )
@@ -168,3 +168,8 @@ def _accuracy(scores: Floats, evaluation: Evaluation) -> float | None:
 
 def _share(value: float) -> float:
     return round(value, 6)  # finer than one sample in a million
+
+
+def _four_digits(value: float) -> float:
+    """Counts of what was active: one activation at the brink of zero must not change the report of another machine."""
+    return float(f"{value:.4g}")

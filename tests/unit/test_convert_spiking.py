@@ -1,0 +1,140 @@
+"""The step graph: the same spikes as a layer-by-layer NumPy simulation, and closer to the ANN with every step."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from cloud_sync.convert.ann import Ann
+from cloud_sync.convert.evaluate import run_spiking
+from cloud_sync.convert.fold import fold
+from cloud_sync.convert.load import network
+from cloud_sync.convert.network import Floats, Network
+from cloud_sync.convert.pipeline import Converted, convert
+from cloud_sync.convert.runtime import Runtime
+from cloud_sync.convert.spiking import SpikingNetwork, spiking
+from cloud_sync.convert.thresholds import calibrate, staircase
+from edged.bundle.graph.checks import check_step_graph
+from edged.bundle.graph.plans import window_plan
+from tests.support import anns
+
+T = 12
+
+
+def spike_trains(made: SpikingNetwork, samples: Floats, timesteps: int) -> dict[str, Floats]:
+    """Spikes (T, N, …) by the Relu that they stand for, from the step graph in stock ONNX Runtime."""
+    runtime = Runtime(made.graph.model, [layer.spikes for layer in made.neurons])
+    states = {s.input: np.zeros((len(samples), *s.shape), np.float32) for s in made.graph.states}
+    trains: dict[str, list[Floats]] = {layer.stands_for: [] for layer in made.neurons}
+    fetches = [s.output for s in made.graph.states] + [layer.spikes for layer in made.neurons]
+    for _ in range(timesteps):
+        values = runtime.run({made.graph.inputs[0].name: samples, **states}, fetches)
+        states = dict(zip(states, values, strict=False))
+        for layer, spikes in zip(made.neurons, values[len(states) :], strict=True):
+            trains[layer.stands_for].append(spikes)
+    return {value: np.stack(train) for value, train in trains.items()}
+
+
+def _network(model: onnx.ModelProto) -> tuple[Network, dict[str, Floats], SpikingNetwork]:
+    found = fold(network(model))
+    theta = calibrate(found, anns.images(64), T)
+    return found, theta, spiking(found, theta)
+
+
+@pytest.mark.parametrize("model", [anns.plain(), anns.residual()], ids=["plain", "residual"])
+def test_the_step_graph_spikes_as_a_layer_by_layer_simulation_does(model: onnx.ModelProto) -> None:
+    found, theta, made = _network(model)
+    samples = anns.images(6, seed=9)
+    got = spike_trains(made, samples, T)
+    _, expected = anns.simulate(found, theta, samples.astype(np.float64), T)
+    _, other = anns.simulate(found, theta, samples.astype(np.float64), T, start=0.0)
+    assert set(got) == set(expected)
+    # float32 against float64: a potential within 1e-6 of θ may spike a step later, which is some in a million.
+    assert _differing(got, expected) < 1e-3
+    assert _differing(got, other) > 1e-2  # the control: neurons that start empty do spike otherwise
+    assert 0.02 < np.mean([train.mean() for train in got.values()]) < 0.9
+
+
+def _differing(got: dict[str, Floats], expected: dict[str, anns.Doubles]) -> float:
+    return float(np.mean(np.concatenate([(got[value] != expected[value]).ravel() for value in got])))
+
+
+def test_the_first_layer_emits_exactly_the_staircase_of_its_activation() -> None:
+    found, theta, made = _network(anns.plain())
+    samples = anns.images(8, seed=9)
+    first = next(found.relus())
+    (currents,) = Ann(found).values(samples, [first.inputs[0]])
+    scale = theta[first.output].reshape(1, -1, 1, 1).astype(np.float64)
+    rates = spike_trains(made, samples, T)[first.output].mean(axis=0) * scale
+    expected = staircase(currents.astype(np.float64), np.broadcast_to(scale, currents.shape), T)
+    off_by_one = np.abs(rates - expected) > 1e-6
+    assert off_by_one.mean() < 1e-3  # activations that lie on a stair's edge, in float32
+    assert np.abs(rates - expected).max() <= scale.max() / T + 1e-6
+
+
+def test_the_mean_output_is_that_of_the_simulation() -> None:
+    found, theta, made = _network(anns.residual())
+    samples = anns.images(6, seed=9)
+    expected, _ = anns.simulate(found, theta, samples.astype(np.float64), T)
+    np.testing.assert_allclose(run_spiking(made, samples, T).scores, expected, atol=0.02, rtol=0)
+
+
+def test_the_graph_is_canonical_and_every_plan_computes_the_same() -> None:
+    _, _, made = _network(anns.residual())
+    spec = made.graph.spec(T)
+    model = check_step_graph(made.graph.model.SerializeToString(), spec)
+    samples = anns.images(5, seed=9)
+    stepped = run_spiking(made, samples, T).scores
+    for form in ("unrolled", "scan"):
+        plan = window_plan(model, spec, form)
+        (read_out,) = Runtime(plan).run({made.graph.inputs[0].name: samples}, [plan.graph.output[0].name])
+        np.testing.assert_allclose(read_out, stepped, rtol=1e-4, atol=1e-4)
+
+
+def test_thresholds_disappear_into_the_weights_but_for_the_residual_branch() -> None:
+    _, _, made = _network(anns.plain())
+    assert not [node for node in made.graph.model.graph.node if node.op_type == "Mul"]
+    assert _neuron_steps(made) == [1.0, 1.0]
+    _, _, made = _network(anns.residual())
+    assert len([node for node in made.graph.model.graph.node if node.op_type == "Mul"]) == 1
+    steps = _neuron_steps(made)
+    assert len(steps) == 4
+    assert steps.count(1.0) == 3  # the neuron behind the Add counts in its own unit
+
+
+def _neuron_steps(made: SpikingNetwork) -> list[float]:
+    """The largest v_sub of each neuron; half of it must be v_th."""
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.model.graph.initializer}
+    calls = [node for node in made.graph.model.graph.node if node.op_type == "IF"]
+    for node in calls:
+        np.testing.assert_array_equal(weights[node.input[2]] * 2, weights[node.input[3]])
+    return [float(weights[node.input[3]].max()) for node in calls]
+
+
+def _error(timesteps: int, samples: Floats, reference: Floats) -> float:
+    made = convert(network(anns.residual()), anns.images(256), timesteps)
+    return float(np.sqrt(np.mean((run_spiking(made.spiking, samples, timesteps).scores - reference) ** 2)))
+
+
+def test_more_steps_converge_to_the_ann() -> None:
+    """A neuron keeps at most about one spike to itself, so the error of a layer falls as 1/T: from 4 to 64 by sixteen.
+
+    Uneven arrival of spikes and clipping of rare peaks take a part of that; a quarter of the factor must remain, and at
+    T = 64 the scores must lie within a tenth of their own spread.
+    """
+    samples = anns.images(200, seed=9)
+    reference = Ann(fold(network(anns.residual()))).logits(samples)
+    errors = {timesteps: _error(timesteps, samples, reference) for timesteps in (4, 16, 64)}
+    assert errors[4] > errors[16] > errors[64]
+    assert errors[64] < errors[4] / 4
+    assert errors[64] < 0.1 * reference.std()
+
+
+def test_the_same_inputs_give_the_same_graph() -> None:
+    def graph() -> bytes:
+        made: Converted = convert(network(anns.residual()), anns.images(64), 8)
+        return bytes(made.spiking.graph.model.SerializeToString(deterministic=True))
+
+    assert graph() == graph()
