@@ -35,6 +35,9 @@ class Cursors:
     def write(self, acked: dict[LaneKey, int], published: Mapping[LaneKey, int]) -> str:
         """Replace what has changed. Returns what went wrong ("" for nothing); it is tried again at the next call."""
         try:
+            if not self._directory.is_dir():
+                self._directory.mkdir(parents=True)
+                self._directory.chmod(DIRECTORY_MODE)  # mkdir's own mode passes through the umask
             if self._central:
                 self._write("published.json", dict(published))
             self._write("ack.json", acked)
@@ -55,7 +58,5 @@ class Cursors:
     def _write(self, name: str, acks: dict[LaneKey, int]) -> None:
         if self._written.get(name, {}) == acks:
             return
-        if not self._directory.is_dir():
-            self._directory.mkdir(parents=True, mode=DIRECTORY_MODE)
         write_cursor(self._directory / name, AckCursor({(key.epoch, key.stream): seq for key, seq in acks.items()}))
         self._written[name] = acks
