@@ -87,6 +87,14 @@ class Bundle:
         scores: list[list[float]] = readout.tolist()
         return [Prediction(index, self.labels[index], tuple(row)) for index, row in zip(winners, scores, strict=True)]
 
+    def manifest_bytes(self) -> bytes:
+        """The bytes of the manifest, whose sha256 is the digest. Raises BundleError."""
+        with _directory(self.path) as folder:
+            data = _manifest_bytes(self.path, folder)
+        if digest(data) != self.digest:
+            raise BundleError(f"{self.path / MANIFEST} was changed since the bundle was opened")
+        return data
+
     def read(self, name: str) -> bytes:
         """The bytes of one file, verified again. Raises BundleError."""
         entry = self.manifest.files.get(name)

@@ -60,7 +60,7 @@ async def prove(engine: Engine, bundle: Bundle, *, full: bool = True) -> Selftes
     ``full=False`` leaves out the ties and the second passes: for a worker that comes back with a plan that was proved
     before. An engine's errors fail the check that they happen in. Raises BundleError when the golden data is unusable.
     """
-    exam = _Exam(engine, bundle, _load(bundle), full)
+    exam = _Exam(engine, bundle, load_golden(bundle), full)
     checks = []
     for name, check in (("steps", exam.steps), ("ties", exam.ties), ("free runs", exam.free)):
         if full or name != "ties":
@@ -191,7 +191,7 @@ def _floats(values: Floats) -> Floats:
     return values.astype(np.float32)
 
 
-def _load(bundle: Bundle) -> dict[str, Floats]:
+def load_golden(bundle: Bundle) -> dict[str, Floats]:
     """The golden data of a bundle, complete and of the shapes that the manifest implies. Raises BundleError."""
     golden = decode_npz(bundle.read(bundle.manifest.variant.golden))
     if int(golden.get("format", np.zeros(())).max(initial=0)) != FORMAT:
