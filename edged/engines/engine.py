@@ -40,6 +40,7 @@ class WorkerEngine:
         self._supervisor = Supervisor(budget)
         self._life: WorkerLife | None = None
         self._error: EngineError | None = None
+        self._said = ""
         self._ready = asyncio.Event()
         self._tried = asyncio.Event()  # a first worker became ready or was lost
 
@@ -118,6 +119,7 @@ class WorkerEngine:
             if why is None:
                 self._move(Event.STOP)
             self._error = await life.end(why)
+            self._said = life.said
             self._life = None
             self._tried.set()
         return self._error
@@ -154,7 +156,12 @@ class WorkerEngine:
 
     def _tell_lost(self, pause_s: float) -> None:
         resting = "left alone for a while" if self._supervisor.state is State.QUARANTINED else "starting it again"
-        more = {"reason": self._supervisor.reason, "pause_s": round(pause_s, 3), "failures": self._supervisor.failures}
+        more = {
+            "reason": self._supervisor.reason,
+            "said": self._said,
+            "pause_s": round(pause_s, 3),
+            "failures": self._supervisor.failures,
+        }
         log.warning(f"engine lost; {resting}", extra=self._extra() | more)
 
     def _extra(self) -> dict[str, object]:

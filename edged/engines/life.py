@@ -22,6 +22,7 @@ from edged.supervisor import Event
 WATCH_S = 5.0  # between two looks at a worker: cheap, and a leak or a silent death shows in time
 BYE_S = 2.0  # to end by itself after BYE
 EXIT_S = 1.0  # between the end of the socket and the exit, which names the cause
+LAST_WORDS = 300  # characters of a reason; a traceback ends with the line that matters, the log has the rest
 MEMORY_LIMIT = 1 << 30  # bytes; a spiking model on a CPU takes a tenth of it
 
 
@@ -80,6 +81,11 @@ class WorkerLife:
         return self._process.pid if alive and self._process else None
 
     @property
+    def said(self) -> str:
+        """The end of what it wrote to stdout and stderr, for the log."""
+        return self._process.said if self._process else ""
+
+    @property
     def stage(self) -> str:
         """What a loading worker does now."""
         return self._client.stage if self._client else ""
@@ -116,7 +122,7 @@ class WorkerLife:
     async def end(self, why: EngineError | None = None) -> EngineError:
         """End the process with all that it started, then fail the calls. Without ``why`` the worker is told first.
 
-        Returns the error that its calls failed with: the cause, as far as it is known, and the worker's last words.
+        Returns the error that its calls failed with: the cause, as far as it is known, and the worker's last line.
         """
         error = why or EngineLost("the worker was stopped")
         if self._process is not None and self._client is not None:
@@ -128,6 +134,7 @@ class WorkerLife:
             finally:
                 error = self._explain(error)
                 self._client.close(error)
+                self.ended.set()
         self.ended.set()
         return error
 
@@ -155,7 +162,7 @@ class WorkerLife:
 
     def _explain(self, error: EngineError) -> EngineError:
         assert self._process is not None
-        ending, words = self._process.ending(), self._process.last_words()
+        ending, words = self._process.ending(), self._process.said.rpartition("\n")[2][-LAST_WORDS:]
         if type(error) is EngineError:  # the worker said why itself
             return error
         parts = [error.message.replace(HUNG_UP, ending) if ending and HUNG_UP in error.message else error.message]

@@ -95,7 +95,8 @@ class WorkerProcess:
         named = f" ({Exit(code).name})" if code in list(Exit) else ""
         return f"exited with code {code}{named}"
 
-    def last_words(self) -> str:
+    @property
+    def said(self) -> str:
         """The end of what it wrote to stdout and stderr."""
         return self._noise.decode("utf-8", "replace").strip()
 

@@ -94,7 +94,7 @@ LOSSES = {
     "lie": "DONE for call 4242, which is not the next to be answered",
     "flood": "which is not the next to be answered|DONE from the worker",
     "family": "exited with code 9",
-    "engine": "reported that it broke: the device fell off the bus.*its last words:.*Traceback",
+    "engine": "reported that it broke: the device fell off the bus; its last words: RuntimeError",
 }
 
 
@@ -172,7 +172,7 @@ def test_noise_on_stdout_harms_nothing_and_its_end_is_kept(job: Job) -> None:
                 EngineLost, match=r"(?s)exited with code 9; its last words: .*the end of the noise"
             ) as caught:
                 await engine.infer(acting("exit"))
-            assert len(str(caught.value)) < 10_000
+            assert len(str(caught.value)) < 1000
 
     asyncio.run(main())
 
@@ -268,7 +268,9 @@ def test_an_engine_that_cannot_be_imported_says_so(job: Job, tmp_path: Path) -> 
         async with open_engine(dataclasses.replace(SPEC, engine_file=tmp_path / "broken.py"), job):
             raise AssertionError("it must not become ready")
 
-    with pytest.raises(EngineLost, match=r"(?s)\(NO_ENGINE\).*No module named 'a_package_that_nobody_has'"):
+    with pytest.raises(
+        EngineLost, match=r"\(NO_ENGINE\); its last words: .*No module named 'a_package_that_nobody_has'"
+    ):
         asyncio.run(main())
 
 
@@ -293,7 +295,9 @@ def test_a_worker_that_keeps_failing_is_quarantined_and_heals(job: Job, caplog: 
     lost = [record for record in caplog.records if record.msg.startswith("engine lost")]
     assert [record.msg.rpartition("; ")[2] for record in lost] == [
         "starting it again", "starting it again", "left alone for a while", "starting it again"]  # fmt: skip
-    assert all(record.__dict__["reason"] and record.__dict__["pause_s"] > 0 for record in lost)
+    assert all(
+        "said" in record.__dict__ and record.__dict__["reason"] and record.__dict__["pause_s"] > 0 for record in lost
+    )
 
 
 def test_a_poisoned_frame_ends_two_workers_and_no_more(job: Job) -> None:

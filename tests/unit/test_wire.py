@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import socket
 import struct
 from typing import Any
 
@@ -163,6 +164,19 @@ MESSAGES = [
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
 def test_a_control_message_comes_out_as_it_went_in(message: Any) -> None:
     assert type(message).parse(encode_object(message._asdict())) == message
+
+
+def test_a_load_of_six_hundred_tensors_fits_a_packet() -> None:
+    some = [(Role.STATE, Tensor(f"a/long/path/to/neuron_{index}", "float32", (64, 16, 16))) for index in range(600)]
+    load = LOAD._replace(layout=lay_out(4, 8, some))
+    conversation = Conversation(Side.DAEMON)
+    conversation.phase = Phase.IDLE
+    packet = conversation.pack(Kind.LOAD, body=load.encode())
+    daemon, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with daemon, worker:
+        daemon.setblocking(False)
+        assert daemon.send(packet) == len(packet)
+    assert Load.parse(packet[HEADER.size :]) == load
 
 
 def test_load_comes_out_as_it_went_in() -> None:
