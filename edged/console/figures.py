@@ -18,22 +18,12 @@ class Tone(enum.Enum):
 
 
 _TONES = {
-    Tone.GOOD: ("ready", "ok", "running", "passed", "result", "connected", "flowing"),
-    Tone.WARN: (
-        "starting",
-        "degraded",
-        "stopping",
-        "backoff",
-        "pending",
-        "rejected",
-        "dropped",
-        "waiting",
-        "connecting",
-        "held",
-    ),
-    Tone.BAD: ("failed", "quarantined", "full", "error", "stopped"),
+    Tone.GOOD: "ready ok running passed result connected flowing",
+    Tone.WARN: "starting handshaking loading degraded stopping backoff pending waiting connecting probing held "
+    "rejected dropped",
+    Tone.BAD: "failed quarantined full error stopped",
 }
-TONE_OF = {word: tone for tone, words in _TONES.items() for word in words}
+TONE_OF = {word: tone for tone, words in _TONES.items() for word in words.split()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import re
 from html.parser import HTMLParser
 from typing import Any
@@ -10,8 +11,11 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from edged import supervisor
+from edged.buffer import journal
 from edged.console import figures, metrics, page, terminal
 from edged.console.figures import Tone
+from edged.domain import Kind
 from edged.status import EngineFacts, LatestResult, Status
 from tests.support.status import FULL, leaves, unset
 
@@ -262,3 +266,8 @@ def test_a_silent_sync_is_told_beside_its_last_words() -> None:
     assert FULL.link is not None
     fresh = msgspec.structs.replace(FULL.link, wall_time="2026-11-23T08:50:10Z", reason="")
     assert "has not reported" not in terminal.render(msgspec.structs.replace(FULL, link=fresh), colour=False)
+
+
+@pytest.mark.parametrize("state", [*supervisor.State, *journal.State, *Kind])
+def test_every_state_has_a_tone(state: enum.Enum) -> None:
+    assert figures.tone(state.value) is not Tone.PLAIN
