@@ -45,7 +45,8 @@ def cause(error: Exception) -> str:
     name = str(getattr(error, "sqlite_errorname", ""))
     if name.startswith("SQLITE_FULL"):
         return "full"
-    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+    # READONLY_…: the daemon was killed in the middle; it will finish that when it is back
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_READONLY_")):
         return "busy"
     if name.startswith(_CORRUPT) or (isinstance(error, sqlite3.Error) and not name.startswith("SQLITE_")):
         return "corrupt"

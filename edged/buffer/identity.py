@@ -41,6 +41,7 @@ def _load_frames(shelf: Shelf, number: int, path: Path) -> bool:
 
 
 def index_rows(shelf: Shelf, sealed: Sealed) -> None:
+    """Remember the frames of a sealed segment by reading its rows, as far as they read."""
     with contextlib.suppress(sqlite3.Error), contextlib.closing(open_reading(sealed.path)) as connection:
         names = dict(connection.execute("SELECT id, text FROM name"))
         rows = connection.execute("SELECT id, kind, source, CAST(key AS BLOB) FROM entry")

@@ -46,6 +46,7 @@ def put_aside(shelf: Shelf, path: Path, number: int, notes: list[str]) -> None:
 
 
 def move_aside(directory: Path, path: Path) -> None:
+    """Move a file and what SQLite keeps beside it to the quarantine, under a name of its own. Raises OSError."""
     target = directory / QUARANTINE
     files.make_directory(target)
     stamp = time.time_ns()

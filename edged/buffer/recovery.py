@@ -32,6 +32,7 @@ from edged.buffer.segment import (
     open_segment,
     read_head,
     read_summary,
+    roll_back_hot_journal,
 )
 from edged.buffer.settings import StoreSettings
 from edged.buffer.shelf import Sealed, Shelf
@@ -274,6 +275,7 @@ def _rebuild_ledger(found: Sequence[_Found], device: str) -> Ledger | None:
 def _inspect(directory: Path, number: int) -> _Found:
     path = files.segment_path(directory, number)
     try:
+        roll_back_hot_journal(path)
         with contextlib.closing(open_reading(path)) as connection:
             head, summary = read_head(connection, path), read_summary(connection, path)
     except (sqlite3.Error, StoreError) as error:

@@ -172,7 +172,7 @@ class Segment:
         """Fold the log into the file, so that it is one plain file, and close. A busy reader keeps the log alive."""
         try:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            self._connection.execute("PRAGMA journal_mode=DELETE").fetchone()
+            _set_journal(self._connection, self.path, "delete")
         finally:
             self._connection.close()
 
@@ -232,13 +232,20 @@ def open_segment(path: Path) -> Segment:
     try:
         connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
         connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
-        connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        _set_journal(connection, path, "wal")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA wal_autocheckpoint=0")  # ours runs after the answer, and its errors are seen
         return Segment(path, connection, read_head(connection, path))
     except BaseException:
         connection.close()
         raise
+
+
+def roll_back_hot_journal(path: Path) -> None:
+    """Finish what a kill left half done while a segment was made one plain file. Raises sqlite3.Error."""
+    if path.with_name(path.name + "-journal").exists():
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("SELECT count(*) FROM meta").fetchone()
 
 
 def open_reading(path: Path) -> sqlite3.Connection:
@@ -261,6 +268,12 @@ def read_head(connection: sqlite3.Connection, path: Path) -> Head:
 def read_summary(connection: sqlite3.Connection, path: Path) -> Summary | None:
     """The summary of a segment; None unless it is sealed. Raises StoreError (code "corrupt")."""
     return _meta(connection, path, "summary", Summary)
+
+
+def _set_journal(connection: sqlite3.Connection, path: Path, mode: str) -> None:
+    (now,) = connection.execute(f"PRAGMA journal_mode={mode}").fetchone()
+    if now != mode:  # after an I/O error SQLite keeps the old mode without a word
+        raise store_error("io", f"{path.name}: its journal mode stays {now}")
 
 
 def _meta(connection: sqlite3.Connection, path: Path, key: str, kind: type[T]) -> T | None:

@@ -18,7 +18,6 @@ from pathlib import Path
 import msgspec
 
 from edged.buffer import files, schema
-from edged.buffer.errors import cause
 from edged.buffer.frames import FrameIndex, frame_hash
 from edged.buffer.ledger import RESERVE, Ledger, write_ledger
 from edged.buffer.records import Gap, Range
@@ -26,6 +25,7 @@ from edged.buffer.schema import Head, Summary
 from edged.buffer.segment import Counts, Segment, create_segment, open_segment
 from edged.buffer.settings import StoreSettings
 from edged.domain import Kind
+from edged.errors import StoreError
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,17 +116,21 @@ class Shelf:
         return dict(ended[-1]) if ended else {}
 
     def start_segment(self, lane: int, totals: Mapping[str, Counts]) -> Segment:
-        """Make a new active segment for a lane. Raises OSError, sqlite3.Error."""
-        if lane not in self.ledger.lanes:
-            self.save(msgspec.structs.replace(self.ledger, lanes=(*self.ledger.lanes, lane)))
+        """Make a new active segment for a lane. Raises OSError, sqlite3.Error.
+
+        The ledger names the lane before the first row, so a lane that it names had a segment that may hold rows.
+        """
         head = Head(
             format=schema.FORMAT, number=self.next_number, epoch=self.ledger.epoch, lane=lane, device=self.device,
             began_wall_ns=time.time_ns(), next_seq=dict(self.next_seq), totals=dict(totals),
         )  # fmt: skip
         path = create_segment(self.directory, head)
         self.next_number += 1
-        self.active[lane] = open_segment(path)
-        return self.active[lane]
+        segment = open_segment(path)
+        if lane not in self.ledger.lanes:
+            self.save(msgspec.structs.replace(self.ledger, lanes=(*self.ledger.lanes, lane)))
+        self.active[lane] = segment
+        return segment
 
     def roll(self, lane: int) -> None:
         """Begin a new segment in a lane, then seal the old one. Raises OSError, sqlite3.Error."""
@@ -136,14 +140,15 @@ class Shelf:
         self.measure()
 
     def retire(self, old: Segment) -> None:
-        """Seal a segment that nothing is appended to any more. While a reader holds it, its log stays beside it."""
+        """Seal a segment that nothing is appended to any more.
+
+        When a reader holds it, or the medium does not take it now, its log stays beside it and is folded in later.
+        """
         summary = old.summary()
         try:
             old.seal(summary)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, StoreError):
             old.abandon()
-            if cause(error) not in ("busy", "full"):
-                raise
             self.unfolded.add(old.number)
         self.shelve(old.head, summary, old.path)
 
@@ -235,7 +240,7 @@ class Shelf:
     def close(self) -> None:
         """Close every segment as one plain file and say exactly how far the numbers went. Raises nothing."""
         for segment in self.active.values():
-            with contextlib.suppress(sqlite3.Error):
+            with contextlib.suppress(sqlite3.Error, StoreError):
                 segment.close()
         self.active = {}
         exact = {stream: next_seq - 1 for stream, next_seq in self.next_seq.items()}
