@@ -71,8 +71,9 @@ def _state(lanes: Sequence[Lane], buffer: BufferFacts) -> tuple[str, tuple[str, 
     reasons = [f"pipeline {lane.config.name}: {lane.reason}" for lane in lanes if lane.stage is Stage.FAILED]
     for lane in lanes:
         engine = lane.engine.facts() if lane.engine is not None else None
-        if engine is not None and engine.state in ("backoff", "quarantined"):
-            reasons.append(f"engine {engine.name} of pipeline {lane.config.name}: {engine.state}: {engine.reason}")
+        if engine is not None and lane.stage is not Stage.FAILED and engine.state != "ready":
+            what = f"engine {engine.name} of pipeline {lane.config.name}: {engine.state}"
+            reasons.append(f"{what}: {engine.reason}" if engine.reason else what)
         reasons += [f"source {name}: {reason}" for name, reason in lane.source_reasons.items()]
     if buffer.state != "ok":
         reasons.append(f"buffer: {buffer.state}: {buffer.reason}")

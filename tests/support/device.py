@@ -17,7 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,10 +114,10 @@ class Device:
             if process.poll() is not None:
                 self.start(name)
 
-    def status(self) -> dict[str, object]:
+    def status(self) -> dict[str, Any]:
         """What the daemon last wrote of itself; empty before."""
         try:
-            facts: dict[str, object] = json.loads((self.runtime / "status.json").read_text())
+            facts: dict[str, Any] = json.loads((self.runtime / "status.json").read_text())
         except (OSError, ValueError):
             return {}
         return facts

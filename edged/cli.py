@@ -1,0 +1,108 @@
+"""The command line ``edged``: parses, dispatches, and turns errors into a message, a hint and an exit code.
+
+Every command imports what it needs when it runs, so that ``edged status`` stays quick and small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edged import __version__
+from edged import config as settings
+from edged.buffer import cli as buffer_cli
+from edged.bundle import cli as bundle_cli
+from edged.console import cli as console_cli
+from edged.errors import ConfigError, EdgedError
+
+if TYPE_CHECKING:
+    from edged.bundle.loaded import Bundle
+    from edged.ports import Engine
+
+DEFAULT_CONFIG = Path("/etc/edged/edged.toml")
+
+EXIT_FAILED = 1
+EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: systemd shows it by name
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.func(arguments)
+    except EdgedError as error:
+        print(f"edged: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"  hint: {error.hint}", file=sys.stderr)
+        return EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader (head, less) has seen enough; Python would complain at exit
+        return 0
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="edged", description="Edge inference with spiking neural networks.")
+    parser.add_argument("--version", action="version", version=f"edged {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    run = commands.add_parser("run", help="run the daemon until SIGTERM or SIGINT")
+    run.set_defaults(func=_run)
+    check = commands.add_parser("check", help="check the configuration and all that it names, without running")
+    check.set_defaults(func=_check)
+    console_cli.add_commands(commands, _runtime_dir)
+    buffer_cli.add_commands(commands, _buffer_dir)
+    for command in commands.choices.values():
+        command.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help=f"(default: {DEFAULT_CONFIG})")
+    bundle_cli.add_commands(commands, _open_engine)
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    config = settings.load(arguments.config)
+    from edged import app
+    from edged.host import journal
+
+    journal.set_up()
+    return app.run(config)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    config = settings.load(arguments.config)
+    from edged.check import check
+
+    problems = 0
+    for finding in check(config):
+        problems += bool(finding.problem)
+        print(f"{'PROBLEM' if finding.problem else 'ok':8}{finding.what}")
+        if finding.problem:
+            print(f"        {finding.problem}")
+    return EXIT_FAILED if problems else 0
+
+
+def _runtime_dir(arguments: argparse.Namespace) -> Path:
+    return settings.load(arguments.config).device.runtime_dir
+
+
+def _buffer_dir(arguments: argparse.Namespace) -> Path:
+    return settings.load(arguments.config).device.buffer_dir
+
+
+@contextlib.asynccontextmanager
+async def _open_engine(name: str, bundle: Bundle, max_batch: int) -> AsyncIterator[Engine]:
+    """A worker for the length of a block, with a cache of its own: nothing of a running daemon is touched."""
+    from edged.bundle.plans import ensure_plans
+    from edged.engines.engine import open_engine
+    from edged.engines.life import Job, WorkerSpec
+
+    with tempfile.TemporaryDirectory(prefix="edged-selftest-") as cache:
+        plans = await ensure_plans(bundle, Path(cache))
+        async with open_engine(WorkerSpec(name), Job(bundle, max_batch, plans, Path(cache))) as engine:
+            yield engine
