@@ -98,10 +98,23 @@ def _li(i: Floats, v: Floats, decay: Floats, bias: Floats) -> tuple[Floats, Floa
     return u, u
 
 
-def _conv(x: Floats, w: Floats, b: Floats | None = None, *, pads: Sequence[int] = (0, 0, 0, 0),
-          strides: Sequence[int] = (1, 1)) -> tuple[Floats]:  # fmt: skip
+def _conv(
+    x: Floats, w: Floats, b: Floats | None = None, *, pads: Sequence[int] = (0, 0, 0, 0),
+    strides: Sequence[int] = (1, 1), kernel_shape: Sequence[int] = (), dilations: Sequence[int] = (1, 1),
+    group: int = 1,
+) -> tuple[Floats]:  # fmt: skip
+    assert tuple(kernel_shape or w.shape[2:]) == w.shape[2:]
+    assert tuple(dilations) == (1, 1)
+    inputs, outputs = x.shape[1] // group, w.shape[0] // group
     patches = _patches(x, w.shape[2:], pads, strides)
-    y = np.einsum("bchwkl,ockl->bohw", patches, w)
+    y = np.concatenate([
+        np.einsum(
+            "bchwkl,ockl->bohw",
+            patches[:, g * inputs : (g + 1) * inputs],
+            w[g * outputs : (g + 1) * outputs],
+        )
+        for g in range(group)
+    ], axis=1)  # fmt: skip
     return (y if b is None else y + b.reshape(1, -1, 1, 1),)
 
 
@@ -119,8 +132,18 @@ def _patches(x: Floats, kernel: Sequence[int], pads: Sequence[int], strides: Seq
     return np.asarray(windows[:, :, :: strides[0], :: strides[1]])
 
 
-def _gemm(a: Floats, b: Floats, c: Floats | None = None) -> tuple[Floats]:
-    return (a @ b if c is None else a @ b + c,)
+def _gemm(
+    a: Floats,
+    b: Floats,
+    c: Floats | None = None,
+    *,
+    alpha: float = 1,
+    beta: float = 1,
+    transB: int = 0,  # noqa: N803 - ONNX
+) -> tuple[Floats]:
+    assert (alpha, beta) == (1, 1)
+    y = a @ (b.T if transB else b)
+    return (y if c is None else y + c,)
 
 
 def _reshape(x: Floats, shape: Floats) -> tuple[Floats]:
@@ -137,8 +160,9 @@ READOUTS: dict[str, Callable[[Floats], Floats]] = {
 STANDARD: dict[str, Callable[..., tuple[Floats, ...]]] = {
     "Add": lambda a, b: (a + b,),
     "AveragePool": _average_pool,
+    "Concat": lambda *parts, axis: (np.concatenate(parts, axis=axis),),
     "Conv": _conv,
-    "Flatten": lambda x: (x.reshape(len(x), -1),),
+    "Flatten": lambda x, axis=1: (x.reshape(len(x), -1),),
     "Gemm": _gemm,
     "Identity": lambda x: (x,),
     "MatMul": lambda a, b: (a @ b,),
