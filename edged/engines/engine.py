@@ -112,13 +112,14 @@ class WorkerEngine:
             self._ready.set()
             self._tried.set()
             why = EngineLost(f"the worker {await life.watch()}")
-        except EngineError as error:
-            why = error
+        except EngineError as reason:
+            why = reason
         finally:
             self._ready.clear()
             if why is None:
                 self._move(Event.STOP)
-            self._error = await life.end(why)
+            error = await life.end(why)
+            self._error = type(error)(error.message, error.hint)  # without the traceback, which holds the memory
             self._said = life.said
             self._life = None
             self._tried.set()

@@ -154,6 +154,14 @@ class Conversation:
         self.phase = phase
 
 
+def diagram() -> str:
+    """The order of a conversation as a Mermaid state diagram."""
+    lines = ["stateDiagram-v2", f"    [*] --> {Phase.NEW.value}"]
+    for (phase, sender, kind), to in ORDER.items():
+        lines.append(f"    {phase.value} --> {to.value}: {kind.name} from the {sender.value}")
+    return "\n".join(lines)
+
+
 def common_version(theirs: tuple[int, int], ours: tuple[int, int] = VERSIONS) -> int | None:
     """The newest protocol version that both sides speak, None if there is none."""
     newest = min(theirs[1], ours[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 
@@ -91,3 +92,8 @@ def test_the_diagram_has_every_move() -> None:
     for (state, event), to in TRANSITIONS.items():
         assert f"    {state.value} --> {to.value}: {event.value}" in lines
     assert len(lines) == len(TRANSITIONS) + 2
+
+
+def test_the_documentation_shows_the_present_table() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "wire-protocol.md").read_text()
+    assert f"```mermaid\n{diagram()}\n```" in text

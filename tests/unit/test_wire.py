@@ -7,6 +7,7 @@ import itertools
 import json
 import socket
 import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from edged.engines.wire import (
     RUN,
     Conversation,
     Error,
+    Exit,
     Hello,
     Kind,
     Load,
@@ -33,6 +35,7 @@ from edged.engines.wire import (
     Side,
     Welcome,
     common_version,
+    diagram,
     parse_done,
     parse_run,
 )
@@ -285,3 +288,14 @@ def test_done_of_another_length_is_refused() -> None:
 def test_a_body_that_is_not_the_object_is_refused(body: bytes) -> None:
     with pytest.raises(WireError):
         Progress.parse(body)
+
+
+def test_the_documentation_shows_the_present_protocol() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "wire-protocol.md").read_text()
+    assert f"```mermaid\n{diagram()}\n```" in text
+    for kind in Kind:
+        assert f"| {kind.value} | {kind.name} |" in text
+    for code in Exit:
+        assert f"| {code.value} | {code.name} |" in text
+    for role in Role:
+        assert f"| `{role.value}` |" in text
