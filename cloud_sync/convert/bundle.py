@@ -15,6 +15,7 @@ from cloud_sync.convert.pipeline import Converted
 from cloud_sync.convert.report import Report
 from edged import __version__
 from edged.bundle.golden import make_golden
+from edged.bundle.graph.checks import check_step_graph
 from edged.bundle.loaded import Bundle
 from edged.bundle.manifest import (
     Constant,
@@ -80,12 +81,13 @@ def write(
 ) -> Bundle:
     """Write the bundle to ``dest``, which must not exist. Raises BundleError; then nothing was written."""
     manifest = draft(converted, entry, identity, ann_sha256)
-    model = converted.spiking.graph.model
+    spec = converted.spiking.graph.spec(converted.timesteps)
+    model = check_step_graph(converted.spiking.graph.model, spec)
     return write_bundle(
         dest,
         manifest=manifest,
         model=model,
-        golden=make_golden(model, converted.spiking.graph.spec(converted.timesteps), _GOLDEN_SEED),
+        golden=make_golden(model, spec, _GOLDEN_SEED),
         report=reports.encode(report),
         card=card(manifest, identity.notes, report),
     )

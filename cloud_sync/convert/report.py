@@ -48,7 +48,10 @@ class Operations(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
-    """The NeuroBench fields of one network. ``accuracy`` is null without labels."""
+    """The NeuroBench fields of one network. ``accuracy`` is null without labels.
+
+    ``membrane_updates`` counts every neuron at every step: the neurons here have no way to skip one.
+    """
 
     accuracy: float | None
     footprint: Footprint
@@ -96,8 +99,10 @@ def assess(
     own = run_spiking(converted.spiking, evaluation.samples, converted.timesteps)
     points = []
     for timesteps in sweep:
-        other = convert(original, calibration, timesteps, exact=exact)
-        scores = run_spiking(other.spiking, evaluation.samples, timesteps).scores
+        scores = own.scores
+        if timesteps != converted.timesteps:
+            other = convert(original, calibration, timesteps, exact=exact)
+            scores = run_spiking(other.spiking, evaluation.samples, timesteps).scores
         points.append(_point(timesteps, scores, ann.scores, evaluation))
     return Report(
         schema=SCHEMA,

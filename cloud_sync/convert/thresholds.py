@@ -30,18 +30,22 @@ def calibrate(network: Network, samples: Floats, timesteps: int) -> dict[str, Fl
 
 def thresholds(activations: Floats, timesteps: int) -> Floats:
     """θ (C,) for pre-activations (N, C, …)."""
-    channels = np.moveaxis(activations, 1, 0).reshape(activations.shape[1], -1).astype(np.float64)
-    rectified = np.maximum(channels, 0)
-    peaks = rectified.max(axis=1)
+    channels = np.moveaxis(activations, 1, 0).reshape(activations.shape[1], -1)
+    peaks = np.maximum(channels.max(axis=1).astype(np.float64), 0)
     peaks = np.maximum(peaks, _QUIET * (peaks.max() or 1.0))
-    errors = [
-        ((staircase(channels, peaks[:, None] * fraction, timesteps) - rectified) ** 2).mean(axis=1)
-        for fraction in _FRACTIONS
-    ]
-    return _rounded(peaks * _FRACTIONS[np.argmin(errors, axis=0)])
+    # channel by channel: float64 copies of a whole layer would be the largest thing in memory
+    return _rounded(np.array([_best(one, peak, timesteps) for one, peak in zip(channels, peaks, strict=True)]))
 
 
-def staircase(currents: Doubles, threshold: Doubles, timesteps: int) -> Doubles:
+def _best(channel: Floats, peak: float, timesteps: int) -> float:
+    currents = channel.astype(np.float64)
+    rectified = np.maximum(currents, 0)
+    candidates = peak * _FRACTIONS
+    errors = [((staircase(currents, theta, timesteps) - rectified) ** 2).mean() for theta in candidates]
+    return float(candidates[np.argmin(errors)])
+
+
+def staircase(currents: Doubles, threshold: Doubles | float, timesteps: int) -> Doubles:
     """What a neuron that starts half full emits on average over ``timesteps`` of a constant current (QCFS)."""
     spikes = np.clip(np.floor(currents * timesteps / threshold + 0.5), 0, timesteps)
     return np.asarray(spikes * threshold / timesteps)

@@ -123,11 +123,11 @@ def linear(layer: Layer, values: list[Doubles]) -> Doubles:
         case Conv() as conv:
             return _conv(conv, x, layer.shape)
         case Dense() as dense:
-            return x @ dense.weight.astype(np.float64) + dense.bias
+            return np.asarray(x @ dense.weight.astype(np.float64) + dense.bias)
         case AveragePool() as pool:
             return _pool(pool, x, layer.shape)
         case GlobalAveragePool():
-            return x.mean(axis=tuple(range(2, x.ndim)), keepdims=True)
+            return np.asarray(x.mean(axis=tuple(range(2, x.ndim)), keepdims=True))
         case Reshape():
             return x.reshape(-1, *layer.shape)
         case Sum():
@@ -191,4 +191,4 @@ def _pool(pool: AveragePool, x: Doubles, shape: tuple[int, ...]) -> Doubles:
     for _, window in _windows(pool.kernel, (1,) * len(pool.kernel), pool.strides, shape[1:]):
         total += padded[(slice(None), slice(None), *window)]
         count += counted[(slice(None), slice(None), *window)]
-    return total / count
+    return np.asarray(total / count)

@@ -104,6 +104,22 @@ def test_thresholds_disappear_into_the_weights_but_for_the_residual_branch() -> 
     assert steps.count(1.0) == 3  # the neuron behind the Add counts in its own unit
 
 
+def test_a_gain_that_varies_within_a_channel_is_multiplied_before_a_conv() -> None:
+    """Dense → Relu → Reshape to an image → Conv: thresholds of features become thresholds of pixels."""
+    ann = anns.AnnWriter(2)
+    flat = ann.node("Flatten", "x")
+    dense = ann.node("Relu", ann.node("MatMul", flat, ann.weight(ann.random.normal(0, 0.1, (128, 36)))))
+    image = ann.node("Reshape", dense, ann.weight(np.array([0, 1, 6, 6])))
+    pooled = ann.node("AveragePool", ann.node("Relu", ann.conv(image, (3, 1, 3, 3), bias=True)), kernel_shape=[2, 2])
+    model = ann.model(ann.node("Relu", ann.node("Flatten", pooled)), anns.SHAPE, 27)
+    found, theta, made = _network(model)
+    samples = anns.images(6, seed=9)
+    expected, spikes = anns.simulate(found, theta, samples.astype(np.float64), T)
+    assert _differing(spike_trains(made, samples, T), spikes) < 1e-3
+    np.testing.assert_allclose(run_spiking(made, samples, T).scores, expected, atol=0.02, rtol=0)
+    check_step_graph(made.graph.model.SerializeToString(), made.graph.spec(T))
+
+
 def _neuron_steps(made: SpikingNetwork) -> list[float]:
     """The largest v_sub of each neuron; half of it must be v_th."""
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.model.graph.initializer}
