@@ -77,7 +77,7 @@ class HttpLoad(threading.Thread):
             number += 1
 
     def _ask(self, key: str, image: Images) -> str | None:
-        tensor = {"name": "x", "datatype": "UINT8", "shape": list(image.shape), "data": image.ravel().tolist()}
+        tensor = {"name": "image", "datatype": "UINT8", "shape": [1, *image.shape], "data": image.ravel().tolist()}
         try:
             connection = http.client.HTTPConnection(*self._device.address(), timeout=5)
             body = json.dumps({"id": key, "inputs": [tensor]})
