@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.support.parts import in_ci
+
+# ONNX Runtime 1.32 reports home from Linux too unless it is told not to before its import. Tests need no network.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -110,9 +110,8 @@ class _Demo:
 
     def run(self) -> int:
         machine.bring_up_loopback()
-        for name in ("spool", "logs"):
-            (self._place / name).mkdir()
-        with Machine(self._place / "logs") as processes:
+        (self._place / "spool").mkdir()
+        with Machine(self._place) as processes:
             addresses = self._addresses()
             subscriber = self._start(processes, addresses)
             self._follow(processes, subscriber)

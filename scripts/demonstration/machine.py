@@ -25,6 +25,7 @@ from typing import Self
 LOCALHOST = "127.0.0.1"
 STOP_S = 10.0  # the daemon commits what is under way before it ends; this is far more than it needs
 LOG_TAIL_LINES = 15
+QUIET = {"ORT_DISABLE_TELEMETRY": "1"}  # ONNX Runtime 1.32 reports home from Linux too unless it is told not to
 
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1  # linux/sockios.h, linux/if.h
 _IFREQ_FLAGS = "16sH22x"  # struct ifreq with its flags
@@ -44,10 +45,15 @@ class _Child:
 
 
 class Machine:
-    """The processes of one demo. Use as a context manager: leaving stops them all, the last one first."""
+    """The processes of one demo, whose files lie in ``place``.
 
-    def __init__(self, logs: Path) -> None:
-        self._logs = logs
+    Use as a context manager: leaving stops them all, the last one first.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._logs = place / "logs"
+        self._logs.mkdir()
         self._children: list[_Child] = []
 
     def __enter__(self) -> Self:
@@ -66,6 +72,7 @@ class Machine:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                env={**os.environ, **QUIET, "TMPDIR": str(self._place)},
                 start_new_session=True,
                 preexec_fn=_die_with_the_demo,  # safe: the demo has no threads
             )

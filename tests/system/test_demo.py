@@ -108,6 +108,7 @@ def test_everything_that_is_fed_arrives_with_the_usual_ports_taken(tmp_path: Pat
     assert "port 8080 is taken, using" in said
 
 
+@pytest.mark.slow
 def test_it_runs_where_there_is_no_network_at_all(tmp_path: Path) -> None:
     require("network namespaces")
     Demo(tmp_path, "--seconds", "2", prefix=("unshare", "-rn")).assert_all_went_well()
@@ -120,6 +121,7 @@ def test_ctrl_c_ends_everything_and_nothing_is_lost(tmp_path: Path) -> None:
     demo.assert_all_went_well()
 
 
+@pytest.mark.slow
 def test_a_killed_demo_leaves_no_process(tmp_path: Path) -> None:
     demo = Demo(tmp_path)
     demo.read_until(UNDER_WAY)
