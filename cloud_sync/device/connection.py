@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 DRAIN_S = 1.5  # with GOODBYE_S two seconds: how long a stop may take
 GOODBYE_S = 0.4
+STABLE_S = 5.0  # a connection that ends sooner is a failed attempt: two devices with one id throw each other out
 TICK_S = 1.0  # paho's keep-alive needs to be asked
 TOPIC_AND_HEADER_BYTES = 2_048  # what MQTT adds to a payload: topic, properties, fixed header
 NOTICES = 16  # that wait for the window; a full queue drops the oldest, which stands in the log too
@@ -116,6 +117,7 @@ class Connection:
         self._notices: deque[Letter] = deque(maxlen=NOTICES)
         self._flying: dict[int, str] = {}  # notices on their way: tag → topic
         self._dial_at = 0.0
+        self._connected_at = 0.0
         self._deadline = 0.0
         self._tick_at = 0.0
 
@@ -197,7 +199,7 @@ class Connection:
     def _accepted(self, event: Connected, at: float) -> None:
         assert self.link is not None
         self._move(Move.ACCEPTED, "")
-        self._backoff.reset()
+        self._connected_at = at
         self.connections += 1
         self._window = min(self._most, event.receive_maximum)
         self._notices.clear()
@@ -212,6 +214,8 @@ class Connection:
         self.link.drop()
         self.link = None
         self._flying.clear()
+        if self.phase is Phase.CONNECTED and at - self._connected_at >= STABLE_S:
+            self._backoff.reset()
         self._dial_at = at + self._backoff.wait_s()
         if reason != self.reason:
             log.warning("%s", reason)

@@ -113,8 +113,9 @@ class DaemonStatus:
         self._seen: tuple[int, int] | None = None
         self.facts: Status | None = None
 
-    def refresh(self) -> Status | None:
-        """Read the file if it is another one than before."""
+    def refresh(self) -> bool:
+        """Read the file if it is another one than before; returns whether it was."""
+        before = self._seen
         try:
             stat = self._path.stat()
             if (stat.st_ino, stat.st_mtime_ns) != self._seen:
@@ -122,7 +123,7 @@ class DaemonStatus:
                 self._seen = (stat.st_ino, stat.st_mtime_ns)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             self.facts, self._seen = None, None
-        return self.facts
+        return self._seen != before
 
 
 def stream_facts(lanes: Sequence[Lane]) -> tuple[StreamLinkFacts, ...]:

@@ -78,6 +78,7 @@ class Service:
         self._due = Due()
         self._limit_bytes = PAYLOAD_LIMIT_BYTES
         self._told_info = b""
+        self._info_due = True
         self._told: LinkFacts | None = None  # what the status file says, but for its time
         self._stopping = False
         central = sync.ack == "central"
@@ -129,7 +130,7 @@ class Service:
     def opened(self, window: int, limit_bytes: int, at: float) -> None:
         """A connection stands."""
         self._limit_bytes = limit_bytes
-        self._told_info, self._due.health = b"", at
+        self._told_info, self._info_due, self._due.health = b"", True, at
         self._look(at)
         self._uplink.opened(window, at)
         log.info("connected to %s; %d rows wait", self._settings.sync.broker, self._uplink.backlog)
@@ -165,7 +166,7 @@ class Service:
 
     def _round(self, at: float) -> None:
         self._connection.take_events(at)
-        if at >= self._due.look:
+        if self._watch.changed() or at >= self._due.look:
             self._look(at)
         if self._connection.phase is Phase.CONNECTED:
             self._tell(at)
@@ -189,7 +190,6 @@ class Service:
                 self._wake_read.recv(4096)
         if watch in ready:
             self._watch.woke()
-            self._due.look = 0.0
         if sock is not None and link is not None and (happened := ready.get(sock.fileno(), 0)):
             if happened & ~select.POLLOUT:
                 link.read()
@@ -200,7 +200,7 @@ class Service:
         due = [self._connection.due(), self._due.look, self._due.heartbeat]
         if self._connection.phase is Phase.CONNECTED and (retry := self._uplink.deadline()) is not None:
             due.append(retry)
-        return max(0.0, min(due) - time.monotonic())
+        return max(0.0, min(min(due) - time.monotonic(), self._watch.patience_s()))
 
     def _look(self, at: float) -> None:
         try:
@@ -210,7 +210,7 @@ class Service:
         else:
             self.trouble("buffer", "" if epochs else "there is no buffer yet; is the daemon running?")
             self._uplink.refresh(epochs, stored, at)
-        self._due.look = at + self._watch.patience_s()
+        self._due.look = at + self._watch.regular_s()
 
     def _send(self, turn: Turn, at: float) -> None:
         try:
@@ -232,10 +232,12 @@ class Service:
     # What we tell
 
     def _tell(self, at: float) -> None:
-        info = self._teller.info(self._daemon.facts)
-        if info.payload != self._told_info:
-            self._told_info = info.payload
-            self._connection.notify(info)
+        if self._info_due:
+            self._info_due = False
+            info = self._teller.info(self._daemon.facts)
+            if info.payload != self._told_info:
+                self._told_info = info.payload
+                self._connection.notify(info)
         if at >= self._due.health:
             self._due.health = at + HEALTH_EVERY_S
             self._connection.notify(self._teller.health(self._daemon.facts, self._facts()))
@@ -251,7 +253,7 @@ class Service:
             self.trouble("cursor", self._cursors.write(self._uplink.acked(), self._uplink.published()))
         if last or at >= self._due.status:
             self._due.status = at + STATUS_EVERY_S
-            self._daemon.refresh()
+            self._info_due |= self._daemon.refresh()
             facts = self._facts()
             seen = msgspec.structs.replace(facts, wall_time="")
             if last or at >= self._due.heartbeat or seen != self._told:

@@ -4,7 +4,8 @@ Rules:
 
 - A *lane* is one stream in one epoch. Its rows go out in order; a stream's older epochs go first.
 - A lane begins with one message (*probing*). Only when that was taken does the window open (*flowing*), so a refusal
-  finds nothing else on the way. A refused lane waits (*held*), then probes with a single row.
+  finds nothing else on the way. A refused lane waits (*held*), then probes with a single row, and messages double in
+  size from there: a broker that refuses large ones still gets everything.
 - A PUBACK delivers only with reason 0x00. 0x10 (nobody subscribes) and ≥ 0x80 are refusals: the lane goes back to the
   first row that was not taken. Whatever comes in for messages behind a refused one no longer counts.
 - ``published`` is what the broker has; ``acked`` is what may be unlinked. They are the same unless the centre acks.
@@ -108,6 +109,7 @@ class Lane:
     reason: str = ""
     retry_at: float = 0.0
     refusals: int = 0
+    batch: int = 1  # rows in the next message
     heard_at: float = 0.0  # when the centre last acked something, or had nothing to ack
     served: int = 0
     flights: deque[Flight] = field(default_factory=deque)
@@ -189,7 +191,7 @@ class Uplink:
         for lane in self._lanes.values():
             lane.flights.clear()
             lane.move(Signal.OPENED)
-            lane.refusals, lane.reason = 0, ""
+            lane.refusals, lane.reason, lane.batch = 0, "", self._rows
             lane.sent = self._start(lane)
             lane.historical_to = lane.stored
             lane.heard_at = now
@@ -216,7 +218,7 @@ class Uplink:
             key=lane.key,
             after=lane.sent,
             up_to=min(lane.stored, lane.historical_to) if historical else lane.stored,
-            rows=1 if lane.refusals else self._rows,
+            rows=lane.batch,
             historical=historical,
         )
 
@@ -274,7 +276,7 @@ class Uplink:
     def _add(self, key: LaneKey, now: float) -> Lane:
         acked = self._acked.pop(key, 0)
         published = max(acked, self._published.pop(key, 0))
-        lane = Lane(key, acked, published if self._central else acked, heard_at=now)
+        lane = Lane(key, acked, published if self._central else acked, heard_at=now, batch=self._rows)
         lane.sent = self._start(lane)
         self._lanes[key] = lane
         return lane
@@ -323,11 +325,12 @@ class Uplink:
             lane.acked = lane.published
         if lane.state is not LaneState.HELD:
             lane.move(Signal.TAKEN)
-            lane.refusals, lane.reason = 0, ""
+            lane.refusals, lane.reason, lane.batch = 0, "", min(self._rows, 2 * lane.batch)
 
     def _hold(self, lane: Lane, reason: str, now: float) -> None:
         if lane.state is not LaneState.HELD:
             lane.move(Signal.REFUSED)
         lane.refusals += 1
+        lane.batch = 1
         lane.reason = reason
         lane.retry_at = now + min(HOLD_MOST_S, HOLD_FIRST_S * 2 ** min(lane.refusals - 1, 10)) * self._jitter()

@@ -157,6 +157,11 @@ class Ear:
                 )
             return list(self.heard)
 
+    def wait_for_more(self, messages: int) -> None:
+        """Wait until so many more messages have come."""
+        enough = len(self.heard) + messages
+        self.wait(lambda heard: len(heard) >= enough)
+
     def below(self, part: str) -> list[Heard]:
         """What was heard on topics that contain ``part``."""
         with self._changed:
