@@ -9,9 +9,9 @@ come out with the same bytes on every machine. Golden data record how sums round
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -72,10 +72,13 @@ def _encoded(part: tuple[data.Images, data.Labels]) -> tuple[Floats, data.Labels
     return samples(INPUT, list(np.asarray(images))), labels
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     """Make the bundle in the directory that is named, or in place of the committed one."""
-    if arguments:
-        bundle = make(Path(arguments[0]))
+    parser = argparse.ArgumentParser(prog="python -m models.digits.make", description="Convert ann.onnx into a bundle.")
+    parser.add_argument("directory", nargs="?", type=Path, help="where to, instead of the committed bundle's place")
+    directory = parser.parse_args().directory
+    if directory is not None:
+        bundle = make(directory)
     else:
         fresh = BUNDLE.with_name("bundle.new")
         shutil.rmtree(fresh, ignore_errors=True)
@@ -87,4 +90,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
