@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from tests.support.parts import program, require
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.tree import ROOT, relative, tracked
 
 # Files that may be longer than 400 lines, each with the reason why it still has one job.
-LONG_FILES: dict[str, str] = {}
+LONG_FILES: dict[str, str] = {
+    "tests/integration/test_sync.py": "one scenario after the other on one link, with the fixtures they share",
+    "tests/integration/test_worker_faults.py": "one fault after the other on one worker, with the fixtures they share",
+}
 LINES_MAX = 400
 CODE_SUFFIXES = {".py", ".sh", ".js", ".css", ".html", ".cc", ".h", ".toml", ".service", ".rules"}
 
@@ -37,14 +39,6 @@ GRAPH = "edged/bundle/graph"
 MODULES_NEWER_THAN_38 = {"graphlib", "tomllib", "zoneinfo", "annotationlib", "compression", "pathlib.types"}
 
 
-def _tracked(*patterns: str) -> list[Path]:
-    """Files of the repository, new ones included, ignored ones not."""
-    require("git")
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *patterns]
-    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    return sorted(path for name in set(listed.split("\0")) if name and (path := ROOT / name).is_file())
-
-
 def _passes(*command: str) -> None:
     """Run a linter in the repository's root; show what it said when it fails."""
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
@@ -55,12 +49,8 @@ def _python(*arguments: str) -> None:
     _passes(sys.executable, "-m", *arguments)
 
 
-def _relative(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
-
-
 def _shell_scripts() -> list[Path]:
-    texts = [path for path in _tracked() if path.suffix in ("", ".sh")]
+    texts = [path for path in tracked() if path.suffix in ("", ".sh")]
     shebang = re.compile(rb"#!\s*/(?:usr/)?bin/(?:env )?(?:ba|da)?sh\b")
     return [path for path in texts if path.suffix == ".sh" or shebang.match(path.read_bytes()[:40])]
 
@@ -94,12 +84,12 @@ def test_shell_scripts_are_clean() -> None:
 def test_shell_scripts_stop_at_the_first_error() -> None:
     strict = "set -euo pipefail"
     sourced = {"scripts/lib.sh"}
-    lax = [_relative(path) for path in _shell_scripts() if strict not in path.read_text().splitlines()]
+    lax = [relative(path) for path in _shell_scripts() if strict not in path.read_text().splitlines()]
     assert set(lax) <= sourced
 
 
 def test_the_spelling_is_right() -> None:
-    _python("codespell_lib", *map(_relative, _tracked()))
+    _python("codespell_lib", *map(relative, tracked()))
 
 
 @pytest.mark.parametrize("kind", ["# type: ignore", "# noqa"])
@@ -107,12 +97,12 @@ def test_every_silenced_warning_has_a_code_and_a_reason(kind: str) -> None:
     code = {"# type: ignore": r"\[[a-z, -]+\]", "# noqa": r": [A-Z]+[0-9]+(?:, ?[A-Z]+[0-9]+)*"}[kind]
     explained = re.compile(re.escape(kind) + code + r"[^\w]+\w[^#]{3,}")
     bare = []
-    for path in _tracked("*.py"):
+    for path in tracked("*.py"):
         if path == Path(__file__):
             continue
         lines = path.read_text().splitlines()
         bare += [
-            f"{_relative(path)}:{i}: {line.strip()}"
+            f"{relative(path)}:{i}: {line.strip()}"
             for i, line in enumerate(lines, 1)
             if kind in line and not explained.search(line)
         ]
@@ -121,7 +111,7 @@ def test_every_silenced_warning_has_a_code_and_a_reason(kind: str) -> None:
 
 def _worker_files() -> set[Path]:
     """The worker's files and everything of ours that they import, wherever they do; the graph has a rule of its own."""
-    todo = [*_tracked("edged/engines/worker/*.py"), ROOT / "edged/__init__.py", ROOT / "edged/engines/__init__.py"]
+    todo = [*tracked("edged/engines/worker/*.py"), ROOT / "edged/__init__.py", ROOT / "edged/engines/__init__.py"]
     found: set[Path] = set()
     while todo:
         path = todo.pop()
@@ -144,13 +134,13 @@ def test_the_worker_parses_as_python_3_8() -> None:
     for path in files:
         ast.parse(path.read_text(), str(path), feature_version=(3, 8))
     old = ["--isolated", "--quiet", "--preview", "--target-version", "py38", "--select", "FA102"]
-    _python("ruff", "check", *old, *map(_relative, files))
+    _python("ruff", "check", *old, *map(relative, files))
 
 
 def test_the_worker_imports_nothing_newer_than_python_3_8_has() -> None:
     allowed = (set(sys.stdlib_module_names) - MODULES_NEWER_THAN_38) | {"numpy", "edged"}
     wrong = [
-        f"{_relative(path)}: {name}"
+        f"{relative(path)}: {name}"
         for path in _worker_files()
         for name in _imported(_run_at_import(ast.parse(path.read_text())))
         if name.split(".")[0] not in allowed and path not in _sdk_files()
@@ -160,11 +150,18 @@ def test_the_worker_imports_nothing_newer_than_python_3_8_has() -> None:
 
 def _sdk_files() -> list[Path]:
     """The file of each engine, which imports that engine's SDK and runs where the SDK does."""
-    return _tracked("edged/engines/worker/onnxruntime.py")
+    return tracked("edged/engines/worker/onnxruntime.py")
+
+
+def test_the_daemon_loads_no_sdk() -> None:
+    sdks = {"onnx", "onnxruntime", "PIL", "sqlite_utils", "sklearn", "paho"}
+    _passes(
+        sys.executable, "-c", f"import edged.app, sys; loaded = {sdks} & set(sys.modules); assert not loaded, loaded"
+    )
 
 
 def test_the_graph_parses_as_python_3_10() -> None:
-    for path in _tracked(f"{GRAPH}/*.py"):
+    for path in tracked(f"{GRAPH}/*.py"):
         ast.parse(path.read_text(), str(path), feature_version=(3, 10))
 
 
@@ -193,20 +190,20 @@ def _run_at_import(tree: ast.Module) -> Iterator[ast.AST]:
 
 def test_nothing_names_a_machine_or_a_registry() -> None:
     leaks = []
-    for path in _tracked():
+    for path in tracked():
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError:
             continue
         leaks += [
-            f"{_relative(path)}:{i}: {line.strip()[:160]}" for i, line in enumerate(lines, 1) if LEAKS.search(line)
+            f"{relative(path)}:{i}: {line.strip()[:160]}" for i, line in enumerate(lines, 1) if LEAKS.search(line)
         ]
     assert not leaks, "\n".join(leaks)
 
 
 def test_files_stay_small() -> None:
     lengths = {
-        _relative(path): len(path.read_bytes().splitlines()) for path in _tracked() if path.suffix in CODE_SUFFIXES
+        relative(path): len(path.read_bytes().splitlines()) for path in tracked() if path.suffix in CODE_SUFFIXES
     }
     long = {name: lines for name, lines in lengths.items() if lines > LINES_MAX}
     assert long.keys() == LONG_FILES.keys(), long
@@ -217,8 +214,8 @@ def test_the_readme_fits_on_two_screens() -> None:
 
 
 def test_dependencies_are_locked_by_hashes_alone() -> None:
-    assert not _tracked("uv.lock", "*/uv.lock")
-    locks = _tracked("requirements/*.txt")
+    assert not tracked("uv.lock", "*/uv.lock")
+    locks = tracked("requirements/*.txt")
     assert locks
     for lock in locks:
         pins = lock.read_text().replace("\\\n", "").splitlines()
