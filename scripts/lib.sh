@@ -161,7 +161,11 @@ sync_environment() { # SET
 
 fingerprint() { # SET: changes when anything does that the environment was made from
   local locks=("$ROOT"/requirements/{"$1",systemd,build,uv}.txt)
-  { printf '%s\n' "$ROOT"; cat "${locks[@]}" "$ROOT/pyproject.toml" "$ROOT/scripts/lib.sh"; } | sha256sum
+  {
+    printf '%s\n' "$ROOT"
+    sed '/^\[tool\.ruff/,$d' "$ROOT/pyproject.toml" # without the settings of linters and tests
+    cat "${locks[@]}" "$ROOT/scripts/lib.sh"
+  } | sha256sum
 }
 
 is_set_up() { # SET [SET]: .venv was made for one of these
