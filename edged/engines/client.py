@@ -206,16 +206,18 @@ class WorkerClient:
     async def _run(
         self, kind: Kind, slot: int, batch: int, data: Mapping[Role, Mapping[str, Array]], read: Callable[[int], Any]
     ) -> Any:
-        memory = self._standing()
         try:
             for role, values in data.items():
-                for name, view in memory.arrays.of(slot, role, batch).items():
-                    np.copyto(view, values[name], casting="no")
+                self._write(slot, role, batch, values)
             answer = self._ask(kind, slot, RUN.pack(slot, batch), read)
         except BaseException:
             self._give_back(slot)
             raise
         return await answer
+
+    def _write(self, slot: int, role: Role, batch: int, values: Mapping[str, Array]) -> None:
+        for name, view in self._standing().arrays.of(slot, role, batch).items():
+            np.copyto(view, values[name], casting="no")
 
     def _ask(self, kind: Kind, slot: int | None, body: bytes, read: Callable[[int], Any]) -> asyncio.Future[Any]:
         self._number = (self._number + 1) & 0xFFFFFFFF
@@ -328,20 +330,18 @@ class WorkerClient:
 
 def _batch(memory: SharedMemory, role: Role, values: Mapping[str, Array]) -> int:
     """The batch that the arrays hold. Raises EngineError unless every one is there, of its type and shape."""
-    layout = memory.layout
-    regions = layout.role(role)
-    if set(values) != {region.tensor.name for region in regions}:
-        raise EngineError(f"got {', '.join(values)}; the model has {', '.join(r.tensor.name for r in regions)}")
-    axis = 1 if regions[0].tensor.sequence else 0
-    first = values[regions[0].tensor.name]
-    batch = first.shape[axis] if first.ndim > axis else 0
-    if not 1 <= batch <= layout.max_batch:
-        raise EngineError(f"a batch of {batch}; this engine takes 1 to {layout.max_batch}")
-    for region in regions:
-        value = values[region.tensor.name]
-        if value.shape != layout.shape(region, batch) or value.dtype != region.tensor.dtype:
-            wanted = f"{region.tensor.dtype} {layout.shape(region, batch)}"
-            raise EngineError(f"{region.tensor.name} is {value.dtype} {value.shape}, wanted is {wanted}")
+    first = memory.first[role]
+    value = values.get(first.name)
+    batch = value.shape[first.sequence] if value is not None and value.ndim > first.sequence else 0
+    if not 1 <= batch <= memory.layout.max_batch:
+        raise EngineError(f"{first.name} has a batch of {batch}; this engine takes 1 to {memory.layout.max_batch}")
+    views = memory.arrays.of(0, role, batch)
+    if values.keys() != views.keys():
+        raise EngineError(f"got {', '.join(values)}; the model has {', '.join(views)}")
+    for name, view in views.items():
+        value = values[name]
+        if value.shape != view.shape or value.dtype != view.dtype:
+            raise EngineError(f"{name} is {value.dtype} {value.shape}, wanted is {view.dtype} {view.shape}")
     return batch
 
 

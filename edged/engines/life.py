@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 from edged.engines.client import HUNG_UP, WorkerClient
 from edged.engines.memory import SharedMemory, model_layout
 from edged.engines.process import WorkerProcess, command
-from edged.engines.wire import Hello, Load, Loaded
+from edged.engines.wire import Exit, Hello, Load, Loaded
 from edged.engines.wire_json import WireError
 from edged.errors import EngineError, EngineLost
 from edged.ports import Model
@@ -168,4 +169,5 @@ class WorkerLife:
         parts = [error.message.replace(HUNG_UP, ending) if ending and HUNG_UP in error.message else error.message]
         parts += [f"it {ending}"] if ending and ending not in parts[0] else []
         parts += [f"its last words: {words}"] if words else []
-        return EngineLost("; ".join(parts), error.hint)
+        missing = f"install the package of {self.spec.engine} for {self.spec.python or sys.executable}"
+        return EngineLost("; ".join(parts), missing if Exit.NO_ENGINE.name in ending else error.hint)

@@ -17,21 +17,32 @@ READOUT = "readout"
 
 
 class SharedMemory:
-    """A layout's memory, mapped here. ``fd`` is for the worker; the map lives as long as its views do."""
+    """A layout's memory, mapped here; ``fd`` is for the worker."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
+        self.first = {role: layout.role(role)[0].tensor for role in Role if layout.role(role)}
         self.fd = os.memfd_create("edged-tensors", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.fd, layout.size)
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-            self.arrays = Arrays(mmap.mmap(self.fd, layout.size), layout)
+            self._arrays: Arrays | None = Arrays(mmap.mmap(self.fd, layout.size), layout)
         except BaseException:
             os.close(self.fd)
             raise
 
+    @property
+    def arrays(self) -> Arrays:
+        """The views, until ``close``."""
+        assert self._arrays is not None
+        return self._arrays
+
     def close(self) -> None:
-        """Close the descriptor. Safe to call twice."""
+        """Give the memory up, even where the error of a lost call still refers to this; views that live keep it.
+
+        Safe to call twice.
+        """
+        self._arrays = None
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

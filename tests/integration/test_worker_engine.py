@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +19,7 @@ from edged.errors import EngineError
 from tests.support.plans import CLASSES, TIMESTEPS, frames, make_job
 
 T = TypeVar("T")
+FULL = 8192  # bytes: more than the shared memory of one small frame, less than a plan
 SPEC = WorkerSpec("onnxruntime", deadline_s=20.0)
 
 
@@ -113,7 +115,7 @@ def test_a_second_start_reads_the_plan_and_gives_the_same_bits(job: Job, tmp_pat
     assert next(tmp_path.glob("onnxruntime/*/window.onnx")).stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "record", "empty record", "directory"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "record", "empty record", "notes", "no record"])
 def test_a_damaged_plan_is_built_again(job: Job, tmp_path: Path, damage: str) -> None:
     cold_job = Job(job.model, job.max_batch, job.plan_dir, tmp_path)
 
@@ -130,6 +132,8 @@ def test_a_damaged_plan_is_built_again(job: Job, tmp_path: Path, damage: str) ->
         plan.write_bytes(good[: len(good) // 2])
     elif damage == "record":
         record.write_text("[]")
+    elif damage == "notes":
+        record.write_text(record.read_text().replace('"form"', '"farm"'))
     elif damage == "empty record":
         record.write_text("{}")
     else:
@@ -137,6 +141,34 @@ def test_a_damaged_plan_is_built_again(job: Job, tmp_path: Path, damage: str) ->
     damaged = plan.read_bytes(), record.read_bytes() if record.exists() else b""
     assert with_engine(cold_job, use) == cold
     assert (plan.read_bytes(), record.read_bytes()) != damaged
+
+
+def test_without_a_place_to_write_the_engine_runs_without_a_cache(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    session = in_process(job)
+
+    async def use(engine: WorkerEngine) -> None:
+        readout = (await engine.infer(frames(2))).readout
+        np.testing.assert_allclose(readout, session.run(None, frames(2))[0], rtol=1e-5, atol=1e-6)
+        states = {spec.name: np.zeros((2, *spec.shape), np.float32) for spec in job.model.states}
+        await engine.step(frames(2), states)
+
+    with_engine(Job(job.model, job.max_batch, job.plan_dir, tmp_path / "file" / "cache"), use)
+
+
+def test_a_disk_that_is_full_costs_the_cache_and_nothing_else(job: Job, tmp_path: Path) -> None:
+    async def use(engine: WorkerEngine) -> None:
+        await engine.infer(frames(1))
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FULL, before[1]))  # the worker inherits it: every longer write fails
+    try:
+        with_engine(Job(job.model, 1, job.plan_dir, tmp_path), use)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.glob("onnxruntime/*/window.onnx*"))
+    with_engine(Job(job.model, 1, job.plan_dir, tmp_path), use)  # the control
+    assert min(path.stat().st_size for path in tmp_path.glob("onnxruntime/*/window.onnx")) > FULL
 
 
 def test_a_plan_that_does_not_fit_the_model_says_so(job: Job, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from edged.engines.wire import DONE, HEADER, MAGIC, Kind, Load
 from edged.engines.worker.engine import FrameFailed
 
 LEAK = 256 << 20
-HOARD: list[bytearray] = []  # what it leaks
+HOARD: list[object] = []  # what it leaks
 
 
 def _segfault() -> None:
@@ -52,9 +52,14 @@ def _on_socket(packet: bytes) -> None:
                 os.write(fd, packet)
 
 
+def _children() -> None:
+    """Start a child that holds stdout open."""
+    HOARD.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]))
+
+
 def _family() -> None:
-    """Leave a child behind that holds stdout open, and die."""
-    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    """Leave a child behind, and die."""
+    _children()
     os._exit(9)
 
 
@@ -88,6 +93,7 @@ ACTS: dict[float, tuple[str, Callable[[], None]]] = {
     1010.0: ("noise", _noise),
     1011.0: ("frame", _frame),
     1012.0: ("engine", _engine),
+    1013.0: ("children", _children),
 }
 
 

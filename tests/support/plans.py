@@ -16,7 +16,7 @@ from edged.domain import Array, Payload, Prediction
 from edged.engines.life import Job
 from edged.ports import TensorSpec
 
-FEATURES, HIDDEN, CLASSES, TIMESTEPS = 8, 16, 3, 4
+FEATURES, HIDDEN, CLASSES, TIMESTEPS = 8, 256, 3, 4  # weights that take more bytes than a slot
 STATES = (("v1", "v1_next", HIDDEN), ("v2", "v2_next", CLASSES))
 
 

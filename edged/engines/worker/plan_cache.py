@@ -1,8 +1,9 @@
 """Plans that an engine has derived, kept on disk between starts: a cache, never trusted, never needed.
 
 One directory per key (model, engine, version, device, options); in it ``NAME.onnx`` or whatever the engine writes, and
-``NAME.json`` with its SHA-256 and the engine's notes. The record is renamed into place last, so a torn write, a power
-cut or a flipped bit shows as a wrong hash, and the plan is built again. Standard library only.
+``NAME.json`` with the engine's notes and one SHA-256 for both. The record is renamed into place last, so a torn write, a power
+cut or a flipped bit shows as a wrong hash, and the plan is built again. A full or read-only disk costs the cache, never
+the engine. Standard library only.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import platform
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,32 +40,38 @@ class PlanCache:
         path = self._path / name
         try:
             record = json.loads((self._path / f"{name}.json").read_text(encoding="utf-8"))
-            if record["sha256"] == file_digest(path) and isinstance(record["notes"], dict):
+            if record["sha256"] == _seal(path, record["notes"]):
                 return CachedPlan(path, record["notes"])
         except (OSError, ValueError, KeyError, TypeError):
             pass
         return None
 
     @contextlib.contextmanager
-    def scratch(self) -> Any:
-        """A directory beside the plans to build in; gone afterwards."""
-        self._path.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=str(self._path)))
+    def scratch(self) -> Iterator[Path | None]:
+        """A directory beside the plans to build in, gone afterwards; None where nothing can be written."""
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=str(self._path)))
+        except OSError as error:
+            print(f"plans are not cached: {error}", flush=True)
+            yield None
+            return
         try:
             yield scratch
         finally:
             shutil.rmtree(str(scratch), ignore_errors=True)
 
-    def keep(self, name: str, built: Path, notes: dict[str, Any]) -> CachedPlan:
-        """Move a plan out of the scratch directory into its place, then its record."""
-        record = {"sha256": file_digest(built), "notes": notes}
-        path = self._path / name
-        built.replace(path)
-        written = built.with_name(f"{name}.json")
-        written.write_text(json.dumps(record, indent=1), encoding="utf-8")
-        written.replace(self._path / f"{name}.json")
-        self._prune()
-        return CachedPlan(path, notes)
+    def keep(self, name: str, built: Path, notes: dict[str, Any]) -> None:
+        """Move a plan out of the scratch directory into its place, then its record, as far as the disk allows."""
+        try:
+            record = {"notes": notes, "sha256": _seal(built, notes)}
+            built.replace(self._path / name)
+            written = built.with_name(f"{name}.json")
+            written.write_text(json.dumps(record, indent=1), encoding="utf-8")
+            written.replace(self._path / f"{name}.json")
+            self._prune()
+        except OSError as error:
+            print(f"plan {name} is not cached: {error}", flush=True)
 
     def _prune(self) -> None:
         keys = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
@@ -83,6 +91,11 @@ def file_digest(path: Path) -> str:
         for chunk in iter(lambda: file.read(1 << 20), b""):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _seal(path: Path, notes: dict[str, Any]) -> str:
+    """One hash for a plan and its notes."""
+    return hashlib.sha256((file_digest(path) + json.dumps(notes, sort_keys=True)).encode()).hexdigest()
 
 
 def cpu() -> str:
