@@ -14,7 +14,7 @@ FILE_MODE = 0o660  # writer and reader are two users of one group
 DIRECTORY_MODE = 0o2770  # setgid: whatever is made inside belongs to the group
 
 LEDGER = "ledger.json"
-BALLAST = "ballast"
+BALLAST, SPARE = "ballast", "spare"
 LOCK = "lock"
 QUARANTINE = "quarantine"
 TEMPORARY = ".tmp"
@@ -93,6 +93,18 @@ def write_durably(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def allocate(path: Path, size: int) -> None:
+    """Make a file that really takes ``size`` bytes on the medium, or none. Raises OSError."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, FILE_MODE)
+    try:
+        os.posix_fallocate(handle, 0, size)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(handle)
 
 
 def make_directory(path: Path) -> None:

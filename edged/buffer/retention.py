@@ -3,7 +3,7 @@
 1. Segments of which everything is acknowledged, oldest first. Without pressure they go after ``keep_s``.
 2. Damaged files that were put aside, oldest first: what could be read of them was kept.
 3. The oldest segment of the lowest priority. Its ranges become one gap for each stream, merged with its neighbours.
-   The active segment of a lane goes only when it is at least a quarter full: the freshest results stay, and a
+   The active segment of a lane goes only when it is at least half full: the freshest results stay, and a
    stream that trickles does not cost a segment for each row.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from edged.buffer.files import QUARANTINE
+from edged.buffer.files import QUARANTINE, size_bytes
 from edged.buffer.schema import PAGE_BYTES
 from edged.buffer.segment import Segment
 from edged.buffer.shelf import Sealed, Shelf
@@ -80,7 +80,7 @@ def shed(shelf: Shelf) -> bool:
     for lane in sorted({*shelf.active, *(each.head.lane for each in shelf.sealed)}):
         active = shelf.active.get(lane)
         if not any(each.head.lane == lane for each in shelf.sealed):
-            if active is None or not active.extent.rows or active.size_bytes() < shelf.segment_limit // 4:
+            if active is None or not active.extent.rows or size_bytes(active.path) < shelf.segment_limit // 2:
                 continue
             shelf.roll(lane)
         oldest = next((each for each in shelf.sealed if each.head.lane == lane), None)

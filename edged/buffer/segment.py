@@ -28,8 +28,6 @@ T = TypeVar("T")
 BUSY_MS = 200  # a reader holds a segment for a few milliseconds
 CACHE_KIB = 512  # only the last pages are written to; SQLite's default of 2 MiB a lane is for others
 
-MAX_LOG_BYTES = 8 << 20  # twice what a log reaches between two checkpoints; beyond it the segment ends
-
 Context = tuple[str, str, str, str, str]  # boot id, clock quality, model, digest, engine
 Counts = tuple[int, int, int]  # committed, rejected, dropped
 
@@ -62,7 +60,7 @@ class Segment:
         self.path = path
         self.head = head
         self.extent = Extent()
-        self.pages_logged = 0  # pages in the log since the last checkpoint
+        self.pages_logged = 0  # pages that are only in the log, about
         self._connection = connection
         self._names: dict[str, int] = {}
         self._contexts: dict[Context, int] = {}
@@ -85,9 +83,8 @@ class Segment:
         return sum(file_bytes(path) for path in companions(self.path))
 
     def fill_bytes(self) -> int:
-        """How far the segment is full; a log that readers keep from being folded in counts."""
-        log = self.log_bytes()
-        return file_bytes(self.path) + min(log, max(self.pages_logged * schema.PAGE_BYTES, log - MAX_LOG_BYTES))
+        """How far the segment is full. What a reader keeps from being folded in counts: it must not grow for ever."""
+        return file_bytes(self.path) + self.pages_logged * schema.PAGE_BYTES
 
     def log_bytes(self) -> int:
         """Size of the write-ahead log."""
@@ -142,11 +139,10 @@ class Segment:
         with contextlib.suppress(sqlite3.Error):
             self._load_strings()
 
-    def checkpoint(self, mode: str = "PASSIVE") -> int:
-        """Move the log into the file as far as readers allow. Returns the number of valid frames in the log."""
-        _, logged, _ = self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
-        self.pages_logged = 0
-        return int(logged)
+    def checkpoint(self, mode: str = "PASSIVE") -> None:
+        """Move the log into the file as far as readers allow."""
+        _, logged, moved = self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+        self.pages_logged = logged - moved
 
     def has(self, stream: str, seq: int) -> bool:
         """Whether a row is there."""

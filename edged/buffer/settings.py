@@ -10,7 +10,8 @@ from edged.buffer import frames
 from edged.buffer.schema import PAGE_BYTES
 
 DEFAULT_PRIORITY = 5  # of a stream that is not named; the configuration has the same default
-BALLAST_BYTES = 1 << 20  # room for the ledger and for some commits while somebody else fills the disk
+BALLAST_BYTES = 1 << 20  # room for some commits while somebody else fills the disk
+SPARE_BYTES = 96 << 10  # room for the ledger and the index of a log when not even the ballast is left
 MIN_CHECKPOINT_PAGES, MAX_CHECKPOINT_PAGES = 16, 1000  # 1000 is SQLite's own default: 4 MB of log
 
 
@@ -45,8 +46,13 @@ class StoreSettings:
 
     @property
     def ballast_bytes(self) -> int:
-        """Size of the ballast: an eighth of a segment in a small buffer."""
+        """Size of the ballast: a 64th of a small buffer."""
         return min(BALLAST_BYTES, self.cap_bytes // 64)
+
+    @property
+    def spare_bytes(self) -> int:
+        """Size of what is kept for the ledger alone."""
+        return min(SPARE_BYTES, self.cap_bytes // 32)
 
     @property
     def known_frames(self) -> int:

@@ -85,14 +85,16 @@ class Shelf:
         return totals
 
     def save(self, ledger: Ledger) -> None:
-        """Replace the ledger on the medium, then here. On a full disk the ballast makes room. Raises OSError."""
+        """Replace the ledger on the medium, then here. On a full disk the spare makes room. Raises OSError."""
         ledger = msgspec.structs.replace(ledger, floor_wall_ns=max(ledger.floor_wall_ns, time.time_ns()))
         try:
             write_ledger(self.directory, ledger)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self.release_ballast():
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self.release_ballast(files.SPARE):
                 raise
             write_ledger(self.directory, ledger)
+            with contextlib.suppress(OSError):
+                files.allocate(self.directory / files.SPARE, self.settings.spare_bytes)
         self.ledger = ledger
 
     def reserve(self, wanted: Mapping[str, int]) -> None:
@@ -216,21 +218,18 @@ class Shelf:
 
     def hold_ballast(self) -> None:
         """Set space aside, if there is plenty: three times as much must be free. Raises nothing."""
-        path, size = self.directory / files.BALLAST, self.settings.ballast_bytes
-        with contextlib.suppress(OSError):
-            free = os.statvfs(self.directory)
-            if files.size_bytes(path) >= size or free.f_bavail * free.f_frsize < 3 * size:
-                return
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, files.FILE_MODE)
-            try:
-                os.posix_fallocate(handle, 0, size)
-            finally:
-                os.close(handle)
-            self.measure()
+        sizes = {files.BALLAST: self.settings.ballast_bytes, files.SPARE: self.settings.spare_bytes}
+        for name, size in sizes.items():
+            path = self.directory / name
+            with contextlib.suppress(OSError):
+                free = os.statvfs(self.directory)
+                if files.size_bytes(path) < size and free.f_bavail * free.f_frsize >= 3 * size:
+                    files.allocate(path, size)
+                    self.measure()
 
-    def release_ballast(self) -> bool:
+    def release_ballast(self, name: str = files.BALLAST) -> bool:
         """Give the ballast's space back; False when there was none."""
-        path = self.directory / files.BALLAST
+        path = self.directory / name
         if not files.size_bytes(path):
             return False
         path.unlink()

@@ -33,11 +33,10 @@ class Upkeep:
         pages, limit = shelf.settings.checkpoint_pages(max(1, len(shelf.active))), shelf.segment_limit
         with self._journal.watched():
             for lane, segment in list(shelf.active.items()):
-                if lane in self._journal.broken:
+                if lane in self._journal.broken or segment.pages_logged < pages:
                     continue
-                if segment.pages_logged >= pages:
-                    segment.checkpoint()
-                if segment.extent.rows and segment.fill_bytes() >= limit:
+                segment.checkpoint()
+                if segment.fill_bytes() >= limit:
                     shelf.roll(lane)
 
     def tidy(self) -> None:
