@@ -40,7 +40,7 @@ class WorkerEngine:
         self._supervisor = Supervisor(budget)
         self._life: WorkerLife | None = None
         self._error: EngineError | None = None
-        self._said = ""
+        self._obituary: dict[str, object] = {}
         self._ready = asyncio.Event()
         self._tried = asyncio.Event()  # a first worker became ready or was lost
 
@@ -120,7 +120,7 @@ class WorkerEngine:
                 self._move(Event.STOP)
             error = await life.end(why)
             self._error = type(error)(error.message, error.hint)  # without the traceback, which holds the memory
-            self._said = life.said
+            self._obituary = life.obituary()
             self._life = None
             self._tried.set()
         return self._error
@@ -159,11 +159,10 @@ class WorkerEngine:
         resting = "left alone for a while" if self._supervisor.state is State.QUARANTINED else "starting it again"
         more = {
             "reason": self._supervisor.reason,
-            "said": self._said,
             "pause_s": round(pause_s, 3),
             "failures": self._supervisor.failures,
         }
-        log.warning(f"engine lost; {resting}", extra=self._extra() | more)
+        log.warning(f"engine lost; {resting}", extra=self._extra() | self._obituary | more)
 
     def _extra(self) -> dict[str, object]:
         model = self._job.model

@@ -81,10 +81,9 @@ class WorkerLife:
         alive = self._process is not None and not self._process.exited.is_set()
         return self._process.pid if alive and self._process else None
 
-    @property
-    def said(self) -> str:
-        """The end of what it wrote to stdout and stderr, for the log."""
-        return self._process.said if self._process else ""
+    def obituary(self) -> dict[str, object]:
+        """What the log says of a worker that is gone."""
+        return {"pid": self._process.pid, "said": self._process.said} if self._process else {}
 
     @property
     def stage(self) -> str:
@@ -94,18 +93,22 @@ class WorkerLife:
     async def start(self, on_event: Callable[[Event], object]) -> None:
         """Spawn, greet, load. Raises EngineError, EngineLost; ``end`` must follow either way."""
         began = time.monotonic()
-        self._spawn()
-        on_event(Event.SPAWNED)
-        deadline_s = self.spec.load_deadline_s
         try:
-            async with asyncio.timeout(deadline_s):
+            async with asyncio.timeout(self.spec.load_deadline_s):
+                self._spawn()
+                on_event(Event.SPAWNED)
                 self.hello = await self.client.greet(self.spec.engine)
                 on_event(Event.GREETED)
-                memory = self._memory()
-                self.loaded = await self.client.load(self.job.load(memory, deadline_s), memory)
+                memory = SharedMemory(model_layout(self.job.model, self.job.max_batch))
+                self.loaded = await self.client.load(self.job.load(memory, self.spec.load_deadline_s), memory)
         except TimeoutError:
             at = f" (it was at: {self.stage})" if self.stage else ""
-            raise EngineLost(f"the worker did not load the model within {deadline_s:g} s{at}") from None
+            limit = f"{self.spec.load_deadline_s:g} s"
+            raise EngineLost(f"the worker did not load the model within {limit}{at}") from None
+        except WireError as error:
+            raise EngineError(f"the model cannot be handed to a worker: {error}") from None
+        except OSError as error:
+            raise EngineLost(f"cannot start a worker: {error}") from None
         self.start_s = time.monotonic() - began
         on_event(Event.LOADED)
 
@@ -141,25 +144,21 @@ class WorkerLife:
 
     def _spawn(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        python = self.spec.python or sys.executable
         arguments = [self.spec.engine, "--fd", str(theirs.fileno()), "--parent", str(os.getpid())]
         if self.spec.engine_file is not None:
             arguments += ["--engine-file", str(self.spec.engine_file.absolute())]
         client = WorkerClient(ours, self.spec.deadline_s)
         try:
-            self._process = WorkerProcess(command(self.spec.python, arguments), theirs.fileno(), client.hang_up)
+            self._process = WorkerProcess(command(python, arguments), theirs.fileno(), client.hang_up)
         except OSError as error:
             client.close(EngineLost("not started"))
             setting = f"set engines.{self.spec.engine}.python to an interpreter that has the engine's package"
-            raise EngineLost(f"cannot start {self.spec.python!r}: {error.strerror}", setting) from None
+            hint = setting if isinstance(error, FileNotFoundError | PermissionError) else ""
+            raise EngineLost(f"cannot start {python}: {error.strerror}", hint) from None
         finally:
             theirs.close()
         self._client = client
-
-    def _memory(self) -> SharedMemory:
-        try:
-            return SharedMemory(model_layout(self.job.model, self.job.max_batch))
-        except WireError as error:
-            raise EngineError(f"the model's tensors cannot be shared with a worker: {error}") from None
 
     def _explain(self, error: EngineError) -> EngineError:
         assert self._process is not None

@@ -66,7 +66,7 @@ class WorkerProcess:
         self._killed = False
         self._pipe = self._process.stdout.fileno()
         os.set_blocking(self._pipe, False)
-        self._pidfd = os.pidfd_open(self.pid)
+        self._pidfd = self._open_pidfd()
         self._loop.add_reader(self._pipe, self._listen)
         self._loop.add_reader(self._pidfd, self._reap)
 
@@ -107,6 +107,14 @@ class WorkerProcess:
         except (OSError, IndexError):
             return 0
         return int(pages) * os.sysconf("SC_PAGESIZE")
+
+    def _open_pidfd(self) -> int:
+        try:
+            return os.pidfd_open(self.pid)
+        except OSError:
+            with self._process:
+                self._process.kill()
+            raise
 
     def _kill_group(self) -> None:
         if not self.exited.is_set():  # until it is reaped, its number belongs to nobody else

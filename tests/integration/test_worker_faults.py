@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -248,8 +249,8 @@ def test_a_worker_that_fails_to_load_says_why_at_once(job: Job, act: str, reason
 @pytest.mark.parametrize(
     ("python", "reason"),
     [
-        ("/nowhere/python", "cannot start '/nowhere/python': No such file.*engines.echo.python"),
-        ("/dev/null", "cannot start '/dev/null': Permission denied"),
+        ("/nowhere/python", "cannot start /nowhere/python: No such file.*engines.echo.python"),
+        ("/dev/null", "cannot start /dev/null: Permission denied"),
         ("/bin/false", "exited with code 1"),
     ],
 )
@@ -259,6 +260,39 @@ def test_an_interpreter_that_is_none_says_so(job: Job, python: str, reason: str)
             raise AssertionError("it must not become ready")
 
     with pytest.raises(EngineLost, match=reason):
+        asyncio.run(main())
+
+
+@pytest.mark.parametrize("spare", range(9))
+def test_too_many_open_files_are_an_engine_error_that_passes(job: Job, spare: int) -> None:
+    async def main() -> None:
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        used = [int(path.name) for path in Path("/proc/self/fd").iterdir()]
+        async with running(job) as engine:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (_free_below(used, spare), before[1]))
+            try:
+                with contextlib.suppress(EngineError):
+                    await engine.wait_ready()
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            await assert_echoes(engine)
+
+    asyncio.run(main())
+    assert children() == set()
+
+
+def _free_below(used: list[int], spare: int) -> int:
+    """The limit that leaves this many free descriptors."""
+    return [fd for fd in range(max(used) + spare + 2) if fd not in used][spare]
+
+
+def test_a_model_too_large_to_share_is_an_engine_error(job: Job) -> None:
+    async def main() -> None:
+        huge = dataclasses.replace(job.model, classes=1 << 28)  # type: ignore[type-var]  # a PlannedModel
+        async with open_engine(SPEC, dataclasses.replace(job, model=huge)):
+            raise AssertionError("it must not become ready")
+
+    with pytest.raises(EngineError, match="the model cannot be handed to a worker: a slot of"):
         asyncio.run(main())
 
 

@@ -1,9 +1,9 @@
 """Plans that an engine has derived, kept on disk between starts: a cache, never trusted, never needed.
 
 One directory per key (model, engine, version, device, options); in it ``NAME.onnx`` or whatever the engine writes, and
-``NAME.json`` with the engine's notes and one SHA-256 for both. The record is renamed into place last, so a torn write, a power
-cut or a flipped bit shows as a wrong hash, and the plan is built again. A full or read-only disk costs the cache, never
-the engine. Standard library only.
+``NAME.json`` with the engine's notes and one SHA-256 for both. The record is renamed into place last, so a torn write,
+a power cut or a flipped bit shows as a wrong hash, and the plan is built again. A full or read-only disk costs the
+cache, never the engine. Standard library only.
 """
 
 from __future__ import annotations
