@@ -216,9 +216,12 @@ class Connection:
         self._flying.clear()
         if self.phase is Phase.CONNECTED and at - self._connected_at >= STABLE_S:
             self._backoff.reset()
+        elif self.phase is Phase.CONNECTED:
+            # Most brokers say nothing when they end a connection because the same id came again.
+            lasted_s = at - self._connected_at
+            reason += f"; it lasted {lasted_s:.1f} s: does another client use the id {self._broker.client_id!r}?"
         self._dial_at = at + self._backoff.wait_s()
-        if reason != self.reason:
-            log.warning("%s", reason)
+        log.log(logging.WARNING if reason != self.reason else logging.DEBUG, "%s", reason)
         self._move(Move.LOST, reason)
         self._listener.closed()
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import msgspec
 
 from cloud_sync.contract.messages import Ack, decode
-from cloud_sync.contract.results import PAYLOAD_LIMIT_BYTES, Origin, pack
+from cloud_sync.contract.results import ENVELOPE_BYTES, PAYLOAD_LIMIT_BYTES, Origin, Part, pack
 from cloud_sync.contract.topics import Channel, ContractError, DeviceTopics
 from cloud_sync.device.backoff import Backoff
 from cloud_sync.device.connection import Connection, Phase
@@ -38,6 +38,7 @@ ROWS = 256  # a message; more would hold back the fresh rows of other streams, f
 HEALTH_EVERY_S = 60.0  # five of them fit into a report's life of 300 s
 STATUS_EVERY_S = 1.0
 HEARTBEAT_S = 10.0  # LinkFacts promises it
+TERSE_BYTES = ENVELOPE_BYTES + 1_024  # an ordinary row fits, a large body does not
 CURSOR_EVERY_S = 1.0  # the most that is sent twice after a kill; each write costs two fsyncs
 
 
@@ -151,7 +152,10 @@ class Service:
         except ContractError as error:
             self._alarm("ack", error.message)
             return
-        for problem in self._uplink.confirm(ack.epoch, ack.acks, at):
+        problems = self._uplink.confirm(ack.epoch, ack.acks, at)
+        if not problems:
+            self.trouble("alarm ack", "")
+        for problem in problems:
             self._alarm("ack", f"store {ack.store!r}: {problem}")
 
     def trouble(self, part: str, problem: str) -> None:
@@ -214,20 +218,24 @@ class Service:
 
     def _send(self, turn: Turn, at: float) -> None:
         try:
-            part = self._tail.part(turn, self._limit_bytes)
+            part = self._tail.part(turn, min(self._limit_bytes, TERSE_BYTES) if turn.terse else self._limit_bytes)
+            topic = self._topics.result(turn.key.stream)
         except EdgedError as error:
             self._uplink.absent(turn.key, str(error), at)
             return
         if part is None:
             self._uplink.absent(turn.key, f"row {turn.after + 1} is not in the buffer", at)
             return
-        key, device = turn.key, self._settings.device.id
-        origin = Origin(self._topics.fleet, device, key.epoch, self._tail.predecessor(key), key.stream)
-        payload = pack(origin, part, historical=turn.historical)
-        tag = self._connection.publish(letter(Channel.RESULT, self._topics.result(key.stream), payload))
-        self._uplink.sent(key, part.last, tag)
+        tag = self._connection.publish(letter(Channel.RESULT, topic, self._pack(turn, part)))
+        self._uplink.sent(turn.key, part.last, tag)
         self._counts.messages += 1
         self._counts.rows += len(part.rows)
+
+    def _pack(self, turn: Turn, part: Part) -> bytes:
+        epoch, stream = turn.key
+        predecessor = self._tail.predecessor(turn.key)
+        origin = Origin(self._topics.fleet, self._settings.device.id, epoch, predecessor, stream)
+        return pack(origin, part, historical=turn.historical)
 
     # What we tell
 

@@ -4,8 +4,10 @@ Rules:
 
 - A *lane* is one stream in one epoch. Its rows go out in order; a stream's older epochs go first.
 - A lane begins with one message (*probing*). Only when that was taken does the window open (*flowing*), so a refusal
-  finds nothing else on the way. A refused lane waits (*held*), then probes with a single row, and messages double in
-  size from there: a broker that refuses large ones still gets everything.
+  finds nothing else on the way. A refused lane waits (*held*), then probes with a single row.
+- Some brokers answer a message that is too large by ending the connection. So a connection that ends with messages on
+  their way halves their size; from a single row it grows again. A single row that ends it several times goes *terse*,
+  without its body if that is large: a stream never stops at one row.
 - A PUBACK delivers only with reason 0x00. 0x10 (nobody subscribes) and ≥ 0x80 are refusals: the lane goes back to the
   first row that was not taken. Whatever comes in for messages behind a refused one no longer counts.
 - ``published`` is what the broker has; ``acked`` is what may be unlinked. They are the same unless the centre acks.
@@ -22,6 +24,8 @@ from typing import NamedTuple
 
 TAKEN = 0x00
 NO_SUBSCRIBER = 0x10
+TOO_LARGE = 0x95
+STUCK = 3  # connections that a row may end before it is taken for the reason; a network that fails thrice is common
 HOLD_FIRST_S = 1.0
 HOLD_MOST_S = 10.0  # a subscriber that appears waits no longer than this for the backlog
 PATIENCE_S = 120.0  # how long the centre may be silent before what it has not acked is sent again
@@ -81,6 +85,7 @@ class Turn:
     up_to: int
     rows: int
     historical: bool
+    terse: bool
 
 
 @dataclass(slots=True)
@@ -110,6 +115,8 @@ class Lane:
     retry_at: float = 0.0
     refusals: int = 0
     batch: int = 1  # rows in the next message
+    batch_most: int = 1
+    stuck: int = 0  # how often its next row alone has ended a connection
     heard_at: float = 0.0  # when the centre last acked something, or had nothing to ack
     served: int = 0
     flights: deque[Flight] = field(default_factory=deque)
@@ -191,7 +198,7 @@ class Uplink:
         for lane in self._lanes.values():
             lane.flights.clear()
             lane.move(Signal.OPENED)
-            lane.refusals, lane.reason, lane.batch = 0, "", self._rows
+            lane.refusals, lane.reason = 0, ""
             lane.sent = self._start(lane)
             lane.historical_to = lane.stored
             lane.heard_at = now
@@ -201,6 +208,9 @@ class Uplink:
         self._window = 0
         self._flights.clear()
         for lane in self._lanes.values():
+            if lane.flights:
+                lane.stuck = lane.stuck + 1 if lane.batch == 1 else 0
+                lane.batch, lane.batch_most = 1, max(1, lane.batch // 2)
             lane.flights.clear()
 
     def next(self, now: float) -> Turn | None:
@@ -220,6 +230,7 @@ class Uplink:
             up_to=min(lane.stored, lane.historical_to) if historical else lane.stored,
             rows=lane.batch,
             historical=historical,
+            terse=lane.stuck >= STUCK,
         )
 
     def sent(self, key: LaneKey, last: int, tag: int) -> None:
@@ -252,6 +263,8 @@ class Uplink:
             behind.void = True
             if behind is flight:
                 break
+        if code == TOO_LARGE and lane.batch == 1:
+            lane.stuck = STUCK
         self._hold(lane, reason, now)
         return True
 
@@ -276,7 +289,8 @@ class Uplink:
     def _add(self, key: LaneKey, now: float) -> Lane:
         acked = self._acked.pop(key, 0)
         published = max(acked, self._published.pop(key, 0))
-        lane = Lane(key, acked, published if self._central else acked, heard_at=now, batch=self._rows)
+        rows = self._rows
+        lane = Lane(key, acked, published if self._central else acked, heard_at=now, batch=rows, batch_most=rows)
         lane.sent = self._start(lane)
         self._lanes[key] = lane
         return lane
@@ -325,7 +339,9 @@ class Uplink:
             lane.acked = lane.published
         if lane.state is not LaneState.HELD:
             lane.move(Signal.TAKEN)
-            lane.refusals, lane.reason, lane.batch = 0, "", min(self._rows, 2 * lane.batch)
+            lane.refusals, lane.reason, lane.stuck = 0, "", 0
+            lane.batch_most = min(self._rows, lane.batch_most + 1)
+            lane.batch = min(lane.batch_most, 2 * lane.batch)
 
     def _hold(self, lane: Lane, reason: str, now: float) -> None:
         if lane.state is not LaneState.HELD:

@@ -186,6 +186,7 @@ class Centre:
         return acks
 
 
+@pytest.mark.slow
 def test_a_broker_that_is_killed_loses_nothing_where_the_centre_acks(tmp_path: Path, store: Store) -> None:
     """What a killed broker had taken is gone with it; only the centre's ack covers that."""
     broker = Broker(tmp_path / "broker")
@@ -348,6 +349,45 @@ def test_a_row_that_is_too_large_goes_without_its_body_and_stops_nothing(
     assert account(heard).complete
 
 
+def test_a_broker_that_announces_its_limit_gets_messages_that_fit(tmp_path: Path, store: Store) -> None:
+    store.fill(300)
+    with (
+        Broker(tmp_path / "broker", extra="max_packet_size 9000") as broker,
+        Ear(broker, f"{BASE}/#") as ear,
+        Sync(tmp_path, broker.url) as sync,
+    ):
+        heard = ear.wait(has(300))
+        assert sync.wait(lambda status: status["backlog_rows"] == 0)["connections"] == 1
+    assert account(heard).complete
+
+
+@pytest.mark.slow
+def test_a_broker_that_hangs_up_on_large_messages_gets_everything_all_the_same(tmp_path: Path, store: Store) -> None:
+    store.commit([entry(9000, body=json.dumps({"scores": "x" * 80_000}).encode())])
+    store.fill(400)
+    with (
+        Broker(tmp_path / "broker", extra="message_size_limit 60000") as broker,
+        Ear(broker, f"{BASE}/#") as ear,
+        Sync(tmp_path, broker.url),
+    ):
+        heard = ear.wait(has(401), 40)
+    assert account(heard).complete
+    (large,) = [row for event in events(heard) for row in event.data.rows if row.key == "digits-9000"]
+    assert json.loads(bytes(large.result))["omitted"] == "too large"
+
+
+@pytest.mark.slow
+def test_two_devices_with_one_id_are_told_so_and_do_not_hurry(tmp_path: Path, broker: Broker) -> None:
+    (tmp_path / "twin").mkdir()
+    with Sync(tmp_path, broker.url) as sync, Sync(tmp_path / "twin", broker.url) as twin:
+        deadline = time.monotonic() + 15
+        while "another client" not in sync.log + twin.log and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(2.0)
+    assert "does another client use the id 'edged/test/cam-1'?" in sync.log + twin.log
+    assert (sync.log + twin.log).count("connected to") < 12
+
+
 def test_the_centre_is_believed_only_up_to_what_was_published(tmp_path: Path, store: Store, broker: Broker) -> None:
     store.fill(40)
     with Ear(broker, f"{BASE}/#") as ear, Sync(tmp_path, broker.url, ack="central") as sync:
@@ -429,6 +469,7 @@ def test_tls_trusts_the_given_authority_only(tmp_path: Path, store: Store) -> No
     assert account(heard).complete
 
 
+@pytest.mark.slow
 def test_a_signal_ends_it_soon_even_when_the_broker_stands_still(tmp_path: Path, store: Store, broker: Broker) -> None:
     with Ear(broker, f"{BASE}/#"), Sync(tmp_path, broker.url) as sync:
         sync.wait(lambda status: status["state"] == "connected" and status["in_flight"] == 0)
@@ -444,6 +485,7 @@ def test_a_signal_ends_it_soon_even_when_the_broker_stands_still(tmp_path: Path,
             broker._process.send_signal(signal.SIGCONT)
 
 
+@pytest.mark.slow
 def test_an_idle_process_sleeps(tmp_path: Path, store: Store, broker: Broker) -> None:
     store.fill(5)
     with Ear(broker, f"{BASE}/#") as ear, Sync(tmp_path, broker.url) as sync:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -133,6 +136,14 @@ def test_the_digest_can_be_checked_without_knowing_json() -> None:
     assert unpack(payload).data.rows[0].key == '"rows":[]}}'
     cut = payload[payload.index(b'"rows":') + 7 : -2]
     assert hashlib.sha256(cut).hexdigest() == json.loads(payload)["data"]["digest"]
+
+
+def test_the_digest_can_be_checked_in_a_shell_as_the_documentation_says() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "mqtt.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"`(x=.*sha256sum)`", text)
+    payload = pack(ORIGIN, Part(1, 2, (row(1), row(2)), ()), historical=False)
+    done = subprocess.run(["bash", "-c", f"event=$1; {snippet}", "-", payload], capture_output=True, check=True)
+    assert done.stdout.split()[0].decode() == json.loads(payload)["data"]["digest"]
 
 
 def test_the_same_rows_have_the_same_id_whenever_they_are_sent() -> None:

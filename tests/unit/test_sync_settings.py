@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +107,10 @@ def test_the_command_says_what_is_wrong_and_ends_with_its_code(
     assert "sync.broker = 'ftp://h'" in capsys.readouterr().err
     path.write_text('[device]\nid = "cam-1"\n[sync]\nbroker = "mqtt://h"\n')
     assert main(["check", "--config", str(path)]) == ExitCode.OK
+
+
+def test_the_settings_in_the_documentation_are_settings() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "mqtt.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    found = problems({"device": DEVICE, **tomllib.loads(block)})
+    assert set(found.values()) == {"no such file"}, "every key and value is one, only the files are not here"

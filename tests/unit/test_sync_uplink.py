@@ -118,6 +118,44 @@ def test_refusals_wait_longer_each_time_and_are_forgotten_when_one_is_taken() ->
     assert sizes == [2, 4, 8, 10, 10], "after one row messages double in size"
 
 
+def test_a_connection_that_ends_under_way_halves_the_messages_and_a_single_row_goes_terse_at_last() -> None:
+    uplink = ready(stored(1000), rows=64)
+    turns = []
+    for now in range(5):
+        turns.append(send(uplink, now, now))
+        uplink.closed()
+        uplink.opened(4, now)
+    assert [(turn.rows, turn.terse) for turn in turns] == [(64, False), (1, False), (1, False), (1, False), (1, True)]
+    assert {turn.after for turn in turns} == {0}
+
+
+def test_messages_grow_again_to_half_of_what_ended_the_connection_and_then_slowly() -> None:
+    uplink = ready(stored(1000), rows=64)
+    send(uplink, 0)
+    uplink.closed()
+    uplink.opened(4, 0.0)
+    sizes = []
+    for tag in range(1, 9):
+        sizes.append(send(uplink, tag).rows)
+        uplink.puback(tag, 0, "", 0.0)
+    assert sizes == [1, 2, 4, 8, 16, 32, 38, 39]
+
+
+def test_a_connection_that_ends_while_nothing_is_under_way_changes_nothing() -> None:
+    uplink = ready(stored(1000), rows=64)
+    uplink.closed()
+    uplink.opened(4, 0.0)
+    assert send(uplink, 1).rows == 64
+
+
+def test_a_single_row_that_the_broker_calls_too_large_goes_terse_next() -> None:
+    uplink = ready(stored(1000))
+    for tag, expected in enumerate([False, False, True]):
+        now = lane(uplink).retry_at
+        assert send(uplink, tag, now).terse is expected
+        uplink.puback(tag, 0x95, "Packet too large", now)
+
+
 def test_a_held_lane_stops_nobody_else() -> None:
     other = LaneKey("e1", "other")
     uplink = ready(stored(5, priority=9), stored(5, other, priority=0))
