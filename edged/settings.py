@@ -115,7 +115,7 @@ class _Parser:
         if len(structs) == 1 and tag_field is None:
             return self.struct(structs[0], value, key)
         tag = value.get(tag_field) if isinstance(value, Mapping) else None
-        if tag not in by_tag:
+        if not isinstance(tag, str) or tag not in by_tag:
             shown = msgspec.UNSET if tag is None else tag
             self._add(_join(key, str(tag_field)), shown, f"must be one of {', '.join(sorted(map(str, by_tag)))}")
             return None

@@ -264,13 +264,23 @@ def decode_manifest(data: bytes) -> Manifest:
             "this edged is older than the bundle, or it is not a bundle",
         )
     problems: list[Problem] = []
-    manifest = parse(Manifest, table, problems)
+    manifest = parse(Manifest, _checked_files(table, problems), problems)
     if manifest is not None:
         problems += _cross_checks(manifest)
         problems += _file_checks(manifest)
     _raise(problems)
     assert manifest is not None
     return manifest
+
+
+def _checked_files(table: object, problems: list[Problem]) -> object:
+    """Check each file on its own, so that a problem names the file; the table without them where there was one."""
+    files = table.get("files") if isinstance(table, dict) else None
+    if not isinstance(table, dict) or not isinstance(files, dict):
+        return table
+    for name in list(files)[: MAX_FILES + 1]:
+        parse(FileEntry, files[name], problems, f"files.{_clipped(name)}")
+    return {**table, "files": {}} if problems else table
 
 
 def check_draft(draft: ManifestDraft) -> None:

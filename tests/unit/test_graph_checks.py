@@ -28,7 +28,8 @@ def good() -> StepGraph:
 
 
 def node(model: onnx.ModelProto, op: str) -> onnx.NodeProto:
-    return next(entry for entry in model.graph.node if entry.op_type == op)
+    found: onnx.NodeProto = next(entry for entry in model.graph.node if entry.op_type == op)
+    return found
 
 
 def constant(model: onnx.ModelProto, name: str, value: object) -> None:
@@ -85,7 +86,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "NaN in a weight": (lambda m: like(m, "dense1.bias", np.nan), "'dense1.bias' holds NaN or infinity"),
     "infinity in a weight": (lambda m: like(m, "dense1.bias", np.inf), "NaN or infinity"),
     "a weight in float64": (lambda m: constant(m, "dense1.bias", np.zeros((1, 1))), "'dense1.bias' has type 11"),
-    "two initializers of one name": (lambda m: m.graph.initializer.append(m.graph.initializer[0]), "no name of its own"),
+    "a name used twice": (lambda m: m.graph.initializer.append(m.graph.initializer[0]), "no name of its own"),
     "another IR version": (lambda m: setattr(m, "ir_version", 10), "IR version 10"),
     "another opset": (lambda m: setattr(m.opset_import[0], "version", 18), "imports opsets"),
     "another domain": (lambda m: m.opset_import.add(domain="com.microsoft", version=1), "imports opsets"),
@@ -147,7 +148,7 @@ def test_a_graph_out_of_form_is_refused(name: str) -> None:
 def test_bytes_that_are_no_graph_are_refused() -> None:
     spec = good().spec(4)
     for data in (b"", b"\xff" * 64, b"hello, this is not ONNX", good().model.SerializeToString()[:500]):
-        with pytest.raises(BundleError, match="not an ONNX file|outside|ONNX|initializer|model"):
+        with pytest.raises(BundleError, match="the model is not an ONNX file"):
             check_step_graph(data, spec)
 
 
@@ -242,7 +243,7 @@ def test_a_state_of_another_neuron_is_refused() -> None:
 
 
 def test_the_bodies_of_the_domain_never_change_silently() -> None:
-    """Engines recognise neurons by name, and published bundles hold these bytes: a change needs a new domain version."""
+    """Engines recognise neurons by name, and published bundles hold these bytes: a change needs a new domain."""
     recorded = Path(__file__).with_name("neuron_bodies.txt").read_text()
     found = "".join(f"{op} {function_bytes(op).hex()}\n" for op in sorted(NEURONS))
     assert found == recorded
