@@ -3,8 +3,8 @@
 1. Segments of which everything is acknowledged, oldest first. Without pressure they go after ``keep_s``.
 2. Damaged files that were put aside, oldest first: what could be read of them was kept.
 3. The oldest segment of the lowest priority. Its ranges become one gap for each stream, merged with its neighbours.
-   The active segment of a lane goes only when it is at least half full: the freshest results stay, and a
-   stream that trickles does not cost a segment for each row.
+   The active segment of a lane goes only when it is at least half full, or when nothing else is left: the freshest
+   results stay, and a stream that trickles does not cost a segment for each row.
 """
 
 from __future__ import annotations
@@ -49,8 +49,15 @@ def headroom_bytes(shelf: Shelf) -> int:
 
 def make_room(shelf: Shelf, acked: Acked, need_bytes: int) -> bool:
     """Let things go until ``need_bytes`` more fit under the cap. False when nothing more may go. Raises OSError."""
+    trimmed = False
     while shelf.size_bytes() + headroom_bytes(shelf) + need_bytes > shelf.settings.cap_bytes:
-        if not (discard_acked(shelf, acked) or discard_quarantine(shelf) or shed(shelf)):
+        if discard_acked(shelf, acked) or discard_quarantine(shelf) or shed(shelf, shelf.segment_limit // 2):
+            continue
+        if not trimmed:
+            trimmed = True
+            for segment in shelf.active.values():
+                segment.checkpoint("TRUNCATE")
+        elif not shed(shelf, 0):
             return False
     return True
 
@@ -75,12 +82,12 @@ def discard_quarantine(shelf: Shelf) -> bool:
     return True
 
 
-def shed(shelf: Shelf) -> bool:
-    """Give up the oldest segment of the lowest priority."""
+def shed(shelf: Shelf, least_bytes: int) -> bool:
+    """Give up the oldest segment of the lowest priority; an active one only if it takes ``least_bytes``."""
     for lane in sorted({*shelf.active, *(each.head.lane for each in shelf.sealed)}):
         active = shelf.active.get(lane)
         if not any(each.head.lane == lane for each in shelf.sealed):
-            if active is None or not active.extent.rows or size_bytes(active.path) < shelf.segment_limit // 2:
+            if active is None or not active.extent.rows or size_bytes(active.path) < least_bytes:
                 continue
             shelf.roll(lane)
         oldest = next((each for each in shelf.sealed if each.head.lane == lane), None)
