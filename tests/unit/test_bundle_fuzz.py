@@ -21,7 +21,7 @@ from edged.bundle.manifest import decode_manifest, encode_manifest
 from edged.errors import BundleError
 from tests.support.bundles import make_bundle
 
-SEVERAL = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SEVERAL = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")
