@@ -10,15 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import reprlib
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from edged.bundle.graph.neurons import NEURONS
 from edged.bundle.graph.spec import READOUT, GraphSpec, InputSpec, ReadoutKind, ReadoutSpec, StateSpec
+from edged.bundle.strict_json import clipped, read_json, shown
 from edged.errors import BundleError
 from edged.settings import Problem, parse
 
@@ -257,10 +257,10 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 def decode_manifest(data: bytes) -> Manifest:
     """Read and check a manifest. Raises BundleError with every problem."""
-    table = _json(data)
+    table = read_json(data, MANIFEST, MAX_MANIFEST_BYTES)
     if isinstance(table, dict) and table.get("schema") != SCHEMA:
         raise BundleError(
-            f"{MANIFEST}: schema = {_shown(table.get('schema'))}: must be {SCHEMA}",
+            f"{MANIFEST}: schema = {shown(table.get('schema'))}: must be {SCHEMA}",
             "this edged is older than the bundle, or it is not a bundle",
         )
     problems: list[Problem] = []
@@ -279,7 +279,7 @@ def _checked_files(table: object, problems: list[Problem]) -> object:
     if not isinstance(table, dict) or not isinstance(files, dict):
         return table
     for name in list(files)[: MAX_FILES + 1]:
-        parse(FileEntry, files[name], problems, f"files.{_clipped(name)}")
+        parse(FileEntry, files[name], problems, f"files.{clipped(name)}")
     return {**table, "files": {}} if problems else table
 
 
@@ -297,39 +297,10 @@ def check_draft(draft: ManifestDraft) -> None:
 def _raise(problems: list[Problem]) -> None:
     if problems:
         lines = [
-            f"{p.key}{'' if p.value is msgspec.UNSET else ' = ' + _shown(p.value)}: {p.hint}" for p in problems[:20]
+            f"{p.key}{'' if p.value is msgspec.UNSET else ' = ' + shown(p.value)}: {p.hint}" for p in problems[:20]
         ]
         more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
         raise BundleError(f"{MANIFEST}: " + "; ".join(lines + more))
-
-
-def _json(data: bytes) -> object:
-    if len(data) > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{MANIFEST} has {len(data)} bytes", f"at most {MAX_MANIFEST_BYTES}")
-    try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{MANIFEST} is not JSON: {_clipped(str(error))}") from None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {_shown(next(k for k in keys if keys.count(k) > 1))} appears twice in one object")
-    return table
-
-
-def _no_constant(word: str) -> None:
-    raise ValueError(f"{word} is not a number of JSON")
-
-
-def _shown(value: object) -> str:
-    return "missing" if value is None else reprlib.repr(value)
-
-
-def _clipped(text: str) -> str:
-    return text if len(text) <= 200 else text[:200] + "…"
 
 
 def _cross_checks(manifest: ManifestDraft) -> Iterator[Problem]:
