@@ -159,12 +159,10 @@ class Link:
             self._client.disconnect()
 
     def drop(self) -> None:
-        """End the connection without a word."""
+        """End the connection without a word, at once or as soon as dialling is done."""
         self._over = True
         if self._dialled:
-            with contextlib.suppress(OSError, ValueError):
-                if sock := self._client.socket():
-                    sock.close()
+            self._hang_up()
 
     def _make_client(self, will: Letter) -> Client:
         client = Client(
@@ -193,9 +191,19 @@ class Link:
                 self._client.username_pw_set(broker.username, _password(broker.password_file))
             self._client.connect(broker.host, broker.port, broker.keepalive_s, clean_start=True)
             self._dialled = True
+            if self._over:  # given up meanwhile; the broker must not take this for a second device of our name
+                self._hang_up()
         except (OSError, ValueError) as error:  # ssl.SSLError and socket.gaierror are OSErrors
             self._end(f"cannot connect to {broker.url}: {_explain(error)}")
         self._wake()
+
+    def _hang_up(self) -> None:
+        client = self._client
+        with contextlib.suppress(OSError, ValueError):
+            if sock := client.socket():
+                sock.close()
+        # The client and we refer to each other; without this its sockets wait for the garbage collector.
+        client.on_connect = client.on_disconnect = client.on_publish = client.on_message = None
 
     def _end(self, reason: str) -> None:
         if not self._over:
