@@ -22,7 +22,7 @@ from edged.bundle.graph.cells import Cell, cells, magnitudes, tapped
 from edged.bundle.graph.plans import window_plan
 from edged.bundle.graph.spec import READOUT, GraphSpec
 from edged.bundle.graph.stock import Stock
-from edged.bundle.ties import EXACT_TERMS, make_tie, terms_when_silent
+from edged.bundle.ties import make_ties
 from edged.errors import BundleError
 
 Floats = NDArray[Any]
@@ -37,7 +37,8 @@ FREE_ROWS = 16  # free runs that are kept, the steadiest of POOL_ROWS
 POOL_ROWS = 64
 PERTURBATIONS = 4
 ROW_BUDGET = 384 << 10  # bytes for recorded steps and for free inputs: a small model's golden data stays below 1 MB
-SILENT = -4.0  # thresholds below zero at which a neuron starts to be silent
+BRINK_POOL = 256  # rows among which those nearest to a stateless threshold are looked for
+BRINK_ROWS = 32
 
 
 def make_golden(model: onnx.ModelProto, spec: GraphSpec, seed: int, samples: Floats | None = None) -> dict[str, Floats]:
@@ -64,7 +65,7 @@ class _Maker:
 
     def make(self) -> dict[str, Floats]:
         golden = {"format": np.asarray(FORMAT), "seed": np.asarray(self.seed)}
-        return golden | self.free() | self.steps() | self.ties()
+        return golden | self.free() | self.steps() | make_ties(self.model, self.spec, self.cells, self.seen)
 
     def synthetic(self) -> Floats:
         """Noise images of different brightness, or spike trains of different rate: (N, *shape) or (N, T, *shape)."""
@@ -129,6 +130,8 @@ class _Maker:
         halves = [order[order < 2 * rows][: rows - rows // 2], order[order >= 2 * rows][: rows // 2]]
         kept = np.concatenate([half[certain[half]] for half in halves])
         feeds = {name: value[kept] for name, value in feeds.items()}
+        for name, value in self.brinks(c).items():
+            feeds[name] = np.concatenate([feeds[name], value])
         values, bounds = self.stock.run(feeds), self.bounds(feeds, c)
         golden = {"step.c": np.asarray(c), "step.input": _compact(feeds[self.input.name])}
         golden |= {"step.output": values[self.spec.output], "step.output_bound": bounds[self.spec.output]}
@@ -137,6 +140,28 @@ class _Maker:
             golden[f"step.next.{k}"] = _compact(values[state.output])
             golden[f"step.next_bound.{k}"] = bounds[state.output]
         return golden
+
+    def brinks(self, c: float) -> dict[str, Floats]:
+        """Certain rows that bring the current of each stateless threshold closest to it, from either side.
+
+        Such a current shows in spikes only: a wrong weight before it is seen by who is nearest, or by nobody.
+        """
+        found = [cell for cell in self.cells if cell.row.spiking and cell.membrane is None]
+        if not found:
+            return {}
+        frames, states = self.scenes(BRINK_POOL)
+        feeds = self.nudged({self.input.name: frames, **states}, c)
+        certain, tensors = self.certain(feeds, c), self.seen(feeds)
+        votes = np.zeros(BRINK_POOL)
+        for cell in found:
+            away = cell.distances(tensors)[0].reshape(BRINK_POOL, -1)
+            for side in (1, -1):
+                near = np.where(certain[:, np.newaxis] & (side * away > 0), np.abs(away), np.inf)
+                best, elements = near.argmin(axis=0), np.arange(near.shape[1])
+                np.add.at(votes, best[np.isfinite(near[best, elements])], 1)
+        size = 2 * sum(int(np.prod(state.shape)) for state in self.spec.states)
+        kept = np.argsort(-votes, kind="stable")[: min(self.rows(BRINK_ROWS, size), np.count_nonzero(votes))]
+        return {name: value[kept] for name, value in feeds.items()}
 
     def scenes(self, count: int) -> tuple[Floats, dict[str, Floats]]:
         """(frames, states): the first half from free runs at random steps, the second driven (see ``driven``)."""
@@ -166,22 +191,26 @@ class _Maker:
         is once in use into a neuron that stays silent: after a hard reset nothing of it would be seen.
         """
         states = {s.input: self.coin((count, *s.shape), 1).astype(np.float32) for s in self.spec.states}
-        wanted = {}
+        wanted: dict[str, NDArray[np.bool_]] = {}
         for depth, cell in enumerate(self.cells):
-            wanted[cell.state.input] = self.coin((count, *cell.state.shape), depth % 2)
-            scale = cell.parameters.get("v_th", np.ones(1, dtype=np.float32))
-            spread = self.rng.uniform(-0.5, 0.9, wanted[cell.state.input].shape)
-            states[cell.state.input] = (scale * (spread + wanted[cell.state.input])).astype(np.float32)
+            wants = wanted[cell.emission] = self.coin((count, *cell.shape), depth % 2)
+            if cell.membrane is not None:
+                spread = self.rng.uniform(-0.5, 0.9, wants.shape)
+                states[cell.membrane.input] = (_threshold(cell) * (spread + wants)).astype(np.float32)
         for cell in self.cells:  # in order: a current depends on the neurons before it
-            if cell.row.spiking:
-                current = self.stock.run({self.input.name: frames, **states})[cell.current]
-                above = self.distance(cell, current, states[cell.state.input])
-                wants = wanted[cell.state.input]
-                decay = np.maximum(cell.parameters.get("decay", np.ones(1, dtype=np.float32)), 0.05)
-                lift = np.where(wants, 0.1, -0.1) * cell.parameters["v_th"] - above
-                moved = states[cell.state.input] + np.where(wants != (above >= 0), lift / decay, 0)
-                states[cell.state.input] = moved.astype(np.float32)
+            if cell.row.spiking and cell.membrane is not None:
+                tensors = self.seen({self.input.name: frames, **states})
+                above, wants = cell.distances(tensors)[0], wanted[cell.emission]
+                lift = np.where(wants, 0.1, -0.1) * _threshold(cell) - above
+                moved = states[cell.membrane.input] + np.where(
+                    wants != (above >= 0), lift / np.maximum(cell.decay, 0.05), 0
+                )
+                states[cell.membrane.input] = moved.astype(np.float32)
         return states
+
+    def seen(self, feeds: Mapping[str, Floats]) -> dict[str, Floats]:
+        """Inputs, states, and everything that the tapped graph computes, by tensor name."""
+        return {**feeds, **self.stock.run(feeds)}
 
     def coin(self, shape: tuple[int, ...], pattern: int) -> NDArray[np.bool_]:
         """Random booleans in groups of four rows: x, not x, x, not x (pattern 0) or x, x, not x, not x (pattern 1)."""
@@ -200,19 +229,23 @@ class _Maker:
         }
 
     def scales(self, feeds: Mapping[str, Floats]) -> dict[str, Floats]:
-        """What rounding errors are relative to, elementwise, by the name of the output."""
-        values = self.stock.run(feeds)
+        """What rounding errors are relative to, elementwise, by the name of the output (or of a cell's emission)."""
+        tensors = self.seen(feeds)
         given = {self.input.name: np.abs(feeds[self.input.name])}
         given |= {s.input: np.abs(feeds[s.input]) for s in self.spec.states if not s.neuron}
-        given |= {cell.emission: np.abs(values[cell.emission]) for cell in self.cells}
+        given |= {cell.emission: np.abs(tensors[cell.emission]) for cell in self.cells}
         sums = self.magnitudes.run(given)
         scale = {s.output: sums[f"magnitude/{s.output}"] for s in self.spec.states if not s.neuron}
         scale[self.spec.output] = sums[f"magnitude/{self.spec.output}"]
         for cell in self.cells:
-            current = sums[f"magnitude/{cell.current}"]
-            scale[cell.state.output] = cell.magnitude(current, feeds[cell.state.input])
+            found = cell.scales(tensors, sums[f"magnitude/{cell.current}"] if cell.current else None)
+            for name, next_name in cell.row.states:
+                state = cell.states[name]
+                scale[state.output] = np.broadcast_to(found[next_name], (len(feeds[state.input]), *state.shape))
+            potential = cell.membrane.output if cell.membrane else ""
+            scale[cell.emission] = scale[potential] if potential else found[cell.row.potential]
             if cell.emission == self._emitted_by_output():
-                scale[self.spec.output] = scale[cell.state.output]
+                scale[self.spec.output] = scale[cell.emission]
         return scale
 
     def _emitted_by_output(self) -> str:
@@ -225,12 +258,12 @@ class _Maker:
 
     def calibrated(self, feeds: Mapping[str, Floats]) -> float:
         """c: at least MIN_C, and four times the largest ratio of error to bound between two summation orders."""
-        first, second, scale = self.stock.run(feeds), self.plain.run(feeds), self.scales(feeds)
+        first, second, scale = self.seen(feeds), {**feeds, **self.plain.run(feeds)}, self.scales(feeds)
         worst = 0.0
         for cell in self.cells:
-            u = [cell.potential(values[cell.current], feeds[cell.state.input]) for values in (first, second)]
+            u = [cell.values(tensors)[cell.row.potential] for tensors in (first, second)]
             same = first[cell.emission] == second[cell.emission] if cell.row.spiking else np.ones_like(u[0], dtype=bool)
-            ratio = np.abs(u[0] - u[1]) / (EPS * np.maximum(scale[cell.state.output], np.finfo(np.float32).tiny))
+            ratio = np.abs(u[0] - u[1]) / (EPS * np.maximum(scale[cell.emission], np.finfo(np.float32).tiny))
             if not same.all():
                 break  # a flipped spike changes what follows; rounding no longer explains it
             worst = max(worst, float(ratio.max()))
@@ -243,74 +276,43 @@ class _Maker:
 
     def nudged(self, feeds: Mapping[str, Floats], c: float) -> dict[str, Floats]:
         """The same, with states moved so that potentials leave the band around their threshold; no spike changes."""
-        values, scale, moved = self.stock.run(feeds), self.scales(feeds), dict(feeds)
+        tensors, scale, moved = self.seen(feeds), self.scales(feeds), dict(feeds)
         for cell in self.cells:
-            if cell.row.spiking:
-                v = feeds[cell.state.input]
-                away, band = self.distance(cell, values[cell.current], v), c * EPS * scale[cell.state.output]
-                decay = cell.parameters.get("decay", np.ones(1, dtype=np.float32))
+            if not cell.row.spiking or cell.membrane is None:
+                continue
+            v, band = feeds[cell.membrane.input], c * EPS * scale[cell.emission]
+            for away in cell.distances(tensors):
+                outward = np.where(away >= 0, 1, -1) * _direction(cell, tensors)
                 with np.errstate(divide="ignore", invalid="ignore"):
-                    shift = np.where(away >= 0, 1, -1) * 4 * CLEAR * band / decay
-                moved[cell.state.input] = np.where(
-                    (np.abs(away) <= 2 * CLEAR * band) & np.isfinite(shift), v + shift, v
-                ).astype(np.float32)
+                    shift = outward * 4 * CLEAR * band / cell.decay
+                v = np.where((np.abs(away) <= 2 * CLEAR * band) & np.isfinite(shift), v + shift, v)
+            moved[cell.membrane.input] = v.astype(np.float32)
         return moved
 
     def certain(self, feeds: Mapping[str, Floats], c: float) -> NDArray[np.bool_]:
-        """Which rows keep every potential clear of its threshold, so that every spike is certain."""
-        values, scale = self.stock.run(feeds), self.scales(feeds)
+        """Which rows keep every potential clear of its thresholds, so that every spike is certain."""
+        tensors, scale = self.seen(feeds), self.scales(feeds)
         clear = np.ones(len(feeds[self.input.name]), dtype=bool)
         for cell in self.cells:
             if cell.row.spiking:
-                away = np.abs(self.distance(cell, values[cell.current], feeds[cell.state.input]))
-                fine = away > CLEAR * c * EPS * scale[cell.state.output]
-                clear &= fine.reshape(len(fine), -1).all(axis=1)
+                for away in cell.distances(tensors):
+                    fine = np.abs(away) > CLEAR * c * EPS * scale[cell.emission]
+                    clear &= fine.reshape(len(fine), -1).all(axis=1)
         return clear
 
-    def distance(self, cell: Cell, current: Floats, state: Floats) -> Floats:
-        return np.asarray(
-            cell.potential(current.astype(np.float64), state.astype(np.float64)) - cell.parameters["v_th"]
-        )
 
-    # Ties
+def _threshold(cell: Cell) -> Floats:
+    """The highest threshold of a cell, 1 where it has none: the size of a lively potential."""
+    if cell.row.axis == "levels":
+        return np.asarray(cell.parameters["fire"].max(axis=-1))
+    return cell.parameters.get("v_th", np.ones(1, dtype=np.float32))
 
-    def ties(self) -> dict[str, Floats]:
-        terms = terms_when_silent(self.model, self.spec, self.cells)
-        silent, values = self.silence()
-        golden: dict[str, Floats] = {"tie.silent": silent}
-        order = {state.input: k for k, state in enumerate(self.spec.states)}
-        quiet = True
-        for cell in self.cells:
-            if not cell.row.spiking:
-                continue
-            exact = terms[cell.current] + int(np.any(cell.parameters.get("bias", 0.0))) <= EXACT_TERMS
-            k = order[cell.state.input]
-            tie = make_tie(cell, values[cell.current][:1], float(silent[k])) if exact and quiet else None
-            if tie is not None:
-                u = cell.potential(np.repeat(values[cell.current][:1], 3, axis=0), tie.state)
-                bound = 8 * EPS * float(cell.magnitude(values[cell.current][:1], tie.state).max())
-                golden |= {f"tie.{k}.state": tie.state, f"tie.{k}.next": cell.after(u).astype(np.float32)}
-                golden |= {f"tie.{k}.bound": np.asarray(bound, dtype=np.float32), f"tie.{k}.hit": tie.hit}
-            quiet = quiet and not values[cell.emission].any()
-        return golden
 
-    def silence(self) -> tuple[Floats, dict[str, Floats]]:
-        """One number for each state with which nothing spikes at zero input, and what the graph computes then."""
-        silent = np.zeros(len(self.spec.states), dtype=np.float32)
-        lowest = {
-            cell.state.input: SILENT * float(cell.parameters["v_th"].max()) for cell in self.cells if cell.row.spiking
-        }
-        frame = np.zeros((1, *self.input.shape), dtype=np.float32)
-        for deeper in (1, 4, 16, 64):
-            silent[:] = [deeper * lowest.get(state.input, 0.0) for state in self.spec.states]
-            feeds = {
-                s.input: np.full((1, *s.shape), v, dtype=np.float32)
-                for s, v in zip(self.spec.states, silent, strict=True)
-            }
-            values = self.stock.run({self.input.name: frame, **feeds})
-            if not any(values[cell.emission].any() for cell in self.cells if cell.row.spiking):
-                break
-        return silent, values
+def _direction(cell: Cell, tensors: Mapping[str, Floats]) -> Floats | int:
+    """Where the potential has to go for what is compared to grow: away from zero where its size is compared."""
+    if cell.row.axis != "levels":
+        return 1
+    return np.asarray(np.where(cell.values(tensors)[cell.row.potential] < 0, -1, 1))
 
 
 def _perturbed(plan: onnx.ModelProto, rng: np.random.Generator) -> onnx.ModelProto:

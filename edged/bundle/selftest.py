@@ -108,8 +108,9 @@ class _Exam:
                 continue
             at = _floats(self.golden[f"tie.{k}.state"])
             hit = self.golden[f"tie.{k}.hit"]
+            others = self.golden.get(f"tie.{k}.others", np.tile(silent, (len(at), 1)))
             given = {
-                other.name: np.full((len(at), *other.shape), silent[j], dtype=np.float32)
+                other.name: np.tile(_floats(others[:, j]).reshape(-1, *(1,) * len(other.shape)), (1, *other.shape))
                 for j, other in enumerate(self.bundle.states)
             }
             found = await self.step(np.zeros((len(at), *self.input.shape), dtype=np.float32), given | {state: at})
@@ -229,8 +230,11 @@ def _expected_shapes(bundle: Bundle, golden: Mapping[str, Floats]) -> dict[str, 
         shapes |= {f"step.{role}.{k}": (steps, *state.shape) for role in ("state", "next")}
         shapes[f"step.next_bound.{k}"] = (steps, *state.shape[:1], *(-1 for _ in state.shape[1:]))
         if f"tie.{k}.state" in golden:
-            shapes |= {f"tie.{k}.{role}": (3, *state.shape) for role in ("state", "next", "hit")}
+            rows = len(golden[f"tie.{k}.state"]) if golden[f"tie.{k}.state"].ndim else 0
+            shapes |= {f"tie.{k}.{role}": (max(rows, 3), *state.shape) for role in ("state", "next", "hit")}
             shapes[f"tie.{k}.bound"] = ()
+            if f"tie.{k}.others" in golden:
+                shapes[f"tie.{k}.others"] = (max(rows, 3), len(bundle.states))
     return shapes
 
 

@@ -31,7 +31,7 @@ from edged.bundle.manifest import (
 )  # fmt: skip
 from edged.bundle.writer import write_bundle
 
-Kind = Literal["dense", "conv", "sequence", "events"]
+Kind = Literal["dense", "conv", "sequence", "events", "cuba", "rates"]
 CLASSES = 4
 
 
@@ -41,6 +41,8 @@ def make_bundle(path: Path, *, kind: Kind = "dense", timesteps: int = 4, seed: i
     - ``dense``: constant input ``x`` (6,), two IF layers.
     - ``conv``: constant input ``image`` (1, 8, 8) from grayscale 0…16 (layout HW, scale 1/16); IF, pooling, LIF, LI.
     - ``sequence``: sequence input ``frames`` (5,), a payload is (T, 5); recurrent LIFZ and LI, last step read out.
+    - ``cuba``: sequence input ``current`` (5,); CubaLIF, Delay, CubaLIFZ, CubaLI, Threshold.
+    - ``rates``: constant input ``x`` (6,); SignedIF, RunningSum over Clock, Difference, MultiThreshold.
     - ``events``: event recordings of a 6 x 6 sensor, two polarities, 1 ms a step; conv, IF, summed spikes.
     """
     graph = GRAPHS[kind](np.random.default_rng(seed))
@@ -54,6 +56,7 @@ def draft_of(graph: StepGraph, kind: Kind, timesteps: int) -> ManifestDraft:
     """What the manifest of a test bundle says."""
     encoding: dict[Kind, Encoding] = {
         "sequence": Sequence(),
+        "cuba": Sequence(),
         "events": EventFrames(width=6, height=6, polarities=2, dt_us=1000, t0="first_event", polarity_order="off,on",
                               accumulate="count", tail="drop"),
     }  # fmt: skip
@@ -140,9 +143,50 @@ def events(rng: np.random.Generator) -> StepGraph:
     return b.build(b.neuron("IF", dense_current, (CLASSES,), name="out", v_th=0.5, v_sub=0.5), CLASSES)
 
 
+def cuba(rng: np.random.Generator) -> StepGraph:
+    """5 → 8 CubaLIF → delayed by 0 to 3 steps → 6 CubaLIFZ → 8 CubaLI → Threshold → sums."""
+    b = StepBuilder("cuba")
+    current = b.node("Gemm", b.input("current", (5,), sequence=True), b.constant(rng.normal(0.1, 0.8, (5, 8))))
+    first = b.neuron(
+        "CubaLIF", current, (8,), name="first", c_decay=0.6, c_gain=0.9, decay=0.8, bias=0.03, gain=0.7, v_th=0.6,
+        v_sub=0.6,
+    )  # fmt: skip
+    late = b.neuron("Delay", first, (8,), name="late", w=np.eye(4)[:, rng.integers(0, 4, 8)])
+    inner = b.node("Gemm", late, b.constant(rng.normal(0.1, 0.7, (8, 6))))
+    second = b.neuron(
+        "CubaLIFZ", inner, (6,), name="second", c_decay=0.5, c_gain=1.1, decay=0.9, bias=0.02, gain=0.8, v_th=0.5,
+        v_reset=0.1,
+    )  # fmt: skip
+    sums = b.node("Gemm", second, b.constant(rng.normal(0.2, 0.5, (6, 8))), b.constant(rng.normal(0, 0.1, 8)))
+    trace = b.neuron("CubaLI", sums, (8,), name="trace", c_decay=0.7, c_gain=0.8, decay=0.9, bias=0.01, gain=0.9)
+    fired = b.neuron("Threshold", trace, (8,), name="fired", v_th=0.3)
+    return b.build(b.node("MatMul", fired, b.constant(rng.normal(0, 0.5, (8, CLASSES)))), CLASSES)
+
+
+def rates(rng: np.random.Generator) -> StepGraph:
+    """6 → 12 SignedIF → rate so far, its growth → 4 MultiThreshold."""
+    b = StepBuilder("rates")
+    hidden = b.node(
+        "Gemm", b.input("x", (6,)), b.constant(rng.normal(0, 0.7, (6, 12))), b.constant(rng.normal(0, 0.2, 12))
+    )
+    spikes = b.neuron("SignedIF", hidden, (12,), name="hidden", v_th=0.5, v_sub=1.0)
+    total = b.neuron("RunningSum", spikes, (12,), name="total")
+    clock = b.neuron("Clock", "", (1,), name="clock")
+    growth = b.neuron("Difference", b.node("Mul", b.node("Div", total, clock), clock), (12,), name="growth")
+    current = b.node(
+        "Gemm", growth, b.constant(rng.normal(0, 0.5, (12, CLASSES))), b.constant(rng.normal(0.1, 0.1, CLASSES))
+    )
+    steps = [0.5, 0.25, 0.25]
+    return b.build(
+        b.neuron("MultiThreshold", current, (CLASSES,), name="out", fire=[0.75, 0.375, 0.1875], level=steps), CLASSES
+    )
+
+
 GRAPHS: dict[Kind, Callable[[np.random.Generator], StepGraph]] = {
     "dense": dense,
     "conv": conv,
     "sequence": sequence,
     "events": events,
+    "cuba": cuba,
+    "rates": rates,
 }

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from edged.bundle.graph.neurons import DOMAIN
+from edged.bundle.graph.neurons import DOMAIN, NEURONS
 from edged.domain import Array
 
 
@@ -37,9 +37,18 @@ def _neuron_mutants(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.ModelPro
             "reset + 2 %": ("v_sub", lambda v: v * np.float32(1.02)),
             "reset value + 0.02": ("v_reset", lambda v: v + np.float32(0.02)),
             "decay + 1 %": ("decay", lambda v: v * np.float32(1.01)),
+            "synapse's decay + 1 %": ("c_decay", lambda v: v * np.float32(1.01)),
+            "synapse's gain + 1 %": ("c_gain", lambda v: v * np.float32(1.01)),
+            "gain + 1 %": ("gain", lambda v: v * np.float32(1.01)),
+            "levels + 2 %": ("level", lambda v: v * np.float32(1.02)),
+            "highest level's threshold + 2 %": ("fire", _with_first(np.float32(1.02))),
+            "levels' thresholds > for >=": ("fire", lambda v: np.nextafter(v, np.float32(np.inf))),
+            "one step later": ("w", lambda v: np.roll(v, -1, axis=1)),
             "bias + 0.001": ("bias", lambda v: v + np.float32(0.001)),
             "> for >=": ("v_th", lambda v: np.nextafter(v, np.float32(np.inf))),  # [u > θ] is [u >= next(θ)] exactly
         }
+        if not NEURONS[node.op_type].states:
+            del changes["> for >="]  # nothing can bring a stateless threshold's current to a tie
         for name, (parameter, change) in changes.items():
             if parameter in names:
                 yield f"{node.name}: {name}", _changed(model, names[parameter], change)
@@ -49,7 +58,7 @@ def _body_mutants(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.ModelProto
     """A neuron's body is replaced for all nodes that call it."""
     for k, function in enumerate(model.functions):
         ops = {node.op_type: j for j, node in enumerate(function.node)}
-        if "GreaterOrEqual" in ops:
+        if "GreaterOrEqual" in ops and NEURONS[function.name].states:
             mutant = _copy(model)
             mutant.functions[k].node[ops["GreaterOrEqual"]].op_type = "Greater"
             yield f"all {function.name}: > for >=", mutant
@@ -59,6 +68,15 @@ def _body_mutants(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.ModelProto
             drop = next(node for node in body if node.output[0] == "drop")
             drop.input[1] = "u"
             yield f"all {function.name}: hard for soft reset", mutant
+        for op, other, name in (
+            ("Less", "LessOrEqual", "<= for <"),
+            ("And", "Or", "or for and"),
+            ("Sign", "Identity", "size for sign"),
+        ):
+            if op in ops:
+                mutant = _copy(model)
+                mutant.functions[k].node[ops[op]].op_type = other
+                yield f"all {function.name}: {name}", mutant
         if "Where" in ops:  # hard reset becomes soft: v' = u - s * v_th
             mutant = _copy(model)
             body = mutant.functions[k].node
@@ -66,6 +84,15 @@ def _body_mutants(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.ModelProto
             where.CopyFrom(onnx.helper.make_node("Sub", ["u", "drop"], ["v_next"]))
             body.insert(ops["Where"], onnx.helper.make_node("Mul", ["s", "v_th"], ["drop"]))
             yield f"all {function.name}: soft for hard reset", mutant
+
+
+def _with_first(factor: np.float32) -> Callable[[Array], Array]:
+    def change(value: Array) -> Array:
+        value = value.copy()
+        value[..., 0] *= factor
+        return value
+
+    return change
 
 
 def _copy(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -9,10 +9,13 @@ import numpy as np
 from hypothesis import strategies as st
 
 from edged.bundle.graph.builder import StepBuilder, StepGraph
+from edged.bundle.graph.neurons import NEURONS
 from edged.bundle.graph.spec import GraphSpec, ReadoutKind
 
 GRID = 64  # weights are multiples of 1/64, inputs of 1/16: sums stay exact in float32
 DECAYS = (0.5, 0.75, 1.0)
+SPIKING = tuple(op for op, row in NEURONS.items() if row.spiking)  # what they emit stays on the grid
+ANY = ("IF", "LI", "CubaLI")
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Scenario:
 
 @st.composite
 def scenarios(draw: st.DrawFn) -> Scenario:
-    """Dense or convolutional, with pooling, recurrence, skips, delays, several inputs, and all neurons."""
+    """Dense or convolutional, with pooling, recurrence, skips, delays, clocks, several inputs, and all neurons."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     builder = StepBuilder("random")
     shape = draw(st.sampled_from([(5,), (2, 6, 6), (1, 4, 4)]))
@@ -44,7 +47,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
     classes = draw(st.integers(1, 4))
     y = builder.node("Gemm", x, _weights(builder, rng, (shape[0], classes)), _weights(builder, rng, (classes,)))
     if draw(st.booleans()):
-        y = _neuron(draw, builder, rng, y, (classes,), ("IF", "LI"))
+        y = _neuron(draw, builder, rng, y, (classes,), ANY)
     graph = builder.build(y, classes)
     steps = draw(st.integers(1, 6))
     start = draw(st.integers(0, steps - 1))
@@ -65,7 +68,7 @@ def _image_layer(
     current = builder.node("Conv", x, _weights(builder, rng, (channels, shape[0], 3, 3)),
                            _weights(builder, rng, (channels,)), pads=[1, 1, 1, 1])  # fmt: skip
     shape = (channels, *shape[1:])
-    x = _neuron(draw, builder, rng, current, shape, ("IF", "IFZ", "LIF", "LIFZ"))
+    x = _remembered(draw, builder, rng, _neuron(draw, builder, rng, current, shape, SPIKING), shape)
     if draw(st.booleans()):
         op = draw(st.sampled_from(["AveragePool", "MaxPool"]))
         x = builder.node(op, x, kernel_shape=[2, 2], strides=[2, 2])
@@ -82,7 +85,8 @@ def _dense_layer(
     recurrent = bool(past) and draw(st.booleans())
     if recurrent:
         current = builder.node("Add", current, builder.node("MatMul", past, _weights(builder, rng, (size, size))))
-    spikes = _neuron(draw, builder, rng, current, (size,), ("IF", "IFZ", "LIF", "LIFZ"))  # LI would leave the grid
+    spikes = _neuron(draw, builder, rng, current, (size,), SPIKING)  # LI would leave the grid
+    spikes = _remembered(draw, builder, rng, spikes, (size,))
     if past:
         builder.update(past, spikes)
         if draw(st.booleans()):  # the delayed spikes are read by a later node, too
@@ -96,17 +100,37 @@ def _neuron(
 ) -> str:  # fmt: skip
     op = draw(st.sampled_from(ops))
     wide = (shape[0], *(1 for _ in shape[1:])) if draw(st.booleans()) else ()
-    parameters: dict[str, Any] = {}
-    if op != "LI":
-        parameters["v_th"] = rng.integers(GRID // 2, 2 * GRID, wide) / np.float32(GRID)
-    if op in ("IF", "LIF"):
-        parameters["v_sub"] = rng.integers(1, 2 * GRID, wide) / np.float32(GRID)
-    if op in ("IFZ", "LIFZ"):
-        parameters["v_reset"] = rng.integers(-GRID, GRID // 2, wide) / np.float32(GRID)
-    if op in ("LIF", "LIFZ", "LI"):
-        parameters["decay"] = rng.choice(DECAYS, wide)
-        parameters["bias"] = rng.integers(-8, 8, wide) / np.float32(GRID)
-    return builder.neuron(op, current, shape, **parameters)
+    return builder.neuron(op, current, shape, **_parameters(op, rng, wide))
+
+
+def _parameters(op: str, rng: np.random.Generator, wide: tuple[int, ...]) -> dict[str, Any]:
+    made = {
+        "v_th": rng.integers(GRID // 2, 2 * GRID, wide) / np.float32(GRID),
+        "v_sub": rng.integers(1, 2 * GRID, wide) / np.float32(GRID),
+        "v_reset": rng.integers(-GRID, GRID // 2, wide) / np.float32(GRID),
+        "decay": rng.choice(DECAYS, wide),
+        "bias": rng.integers(-8, 8, wide) / np.float32(GRID),
+        "c_decay": rng.choice(DECAYS, wide),
+        "c_gain": rng.choice((0.5, 1.0, 2.0), wide),
+        "gain": rng.choice((0.5, 1.0), wide),
+        "fire": np.array([1.5, 0.75, 0.375]) * rng.choice((0.5, 1.0, 2.0), (*wide, 1)),
+        "level": np.array([1.0, 0.5, 0.5]) * rng.choice((0.5, 1.0), (*wide, 1)),
+        "w": np.eye(4)[rng.integers(0, 4)],
+    }
+    if not wide:
+        made |= {"fire": made["fire"].reshape(-1), "level": made["level"].reshape(-1)}
+    return {name: made[name] for name in NEURONS[op].parameters}
+
+
+def _remembered(draw: st.DrawFn, builder: StepBuilder, rng: np.random.Generator, x: str, shape: tuple[int, ...]) -> str:
+    """Perhaps one of the ops that only remember, alone or as they are used together."""
+    kind = draw(st.sampled_from(["", "", "Delay", "RunningSum", "Difference", "rates", "clock"]))
+    if kind == "rates":  # a rate so far, and by how much it grew
+        x = builder.node("Mul", builder.neuron("RunningSum", x, shape), builder.constant(np.float32(0.5)))
+        return builder.neuron("Difference", x, shape)
+    if kind == "clock":
+        return builder.node("Mul", x, builder.neuron("Clock", "", (1,) * len(shape)))
+    return builder.neuron(kind, x, shape, **_parameters(kind, rng, ())) if kind else x
 
 
 def _weights(builder: StepBuilder, rng: np.random.Generator, shape: tuple[int, ...]) -> str:

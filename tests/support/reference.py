@@ -98,6 +98,70 @@ def _li(i: Floats, v: Floats, decay: Floats, bias: Floats) -> tuple[Floats, Floa
     return u, u
 
 
+def _cuba(
+    i: Floats, c: Floats, v: Floats, c_decay: Floats, c_gain: Floats, decay: Floats, bias: Floats, gain: Floats
+) -> tuple[Floats, Floats]:
+    """The new synaptic current and u."""
+    synapse = c_decay * c + c_gain * i
+    return synapse, v * decay + (synapse * gain + bias)
+
+
+def _cuba_lif(i: Floats, c: Floats, v: Floats, *rest: Floats) -> tuple[Floats, Floats, Floats]:
+    *synapse, v_th, v_sub = rest
+    after, u = _cuba(i, c, v, *synapse)
+    spike = u >= v_th
+    return spike.astype(u.dtype), after, np.where(spike, u - v_sub, u)
+
+
+def _cuba_lifz(i: Floats, c: Floats, v: Floats, *rest: Floats) -> tuple[Floats, Floats, Floats]:
+    *synapse, v_th, v_reset = rest
+    after, u = _cuba(i, c, v, *synapse)
+    spike = u >= v_th
+    return spike.astype(u.dtype), after, np.where(spike, v_reset, u)
+
+
+def _cuba_li(i: Floats, c: Floats, v: Floats, *synapse: Floats) -> tuple[Floats, Floats, Floats]:
+    after, u = _cuba(i, c, v, *synapse)
+    return u, after, u
+
+
+def _threshold(i: Floats, v_th: Floats) -> tuple[Floats]:
+    return (np.where(i >= v_th, 1, 0).astype(i.dtype),)
+
+
+def _signed_if(i: Floats, v: Floats, e: Floats, v_th: Floats, v_sub: Floats) -> tuple[Floats, Floats, Floats]:
+    u = v + i
+    y = np.where(u >= v_th, 1, np.where((u < 0) & (e > 0), -1, 0)).astype(u.dtype)
+    return y, u - y * v_sub, e + y
+
+
+def _multi_threshold(i: Floats, v: Floats, fire: Floats, level: Floats) -> tuple[Floats, Floats]:
+    u = v + i
+    total = np.zeros_like(u)
+    for k in range(fire.shape[-1]):
+        total = total + np.where(np.abs(u) >= fire[..., k], level[..., k], 0)
+    y = np.where(u < 0, -total, total).astype(u.dtype)
+    return y, u - y
+
+
+def _delay(x: Floats, d: Floats, w: Floats) -> tuple[Floats, Floats]:
+    history = [*np.moveaxis(d, 1, 0)[1:], x]
+    chosen = np.broadcast_to(w, d.shape).argmax(axis=1)
+    return np.choose(chosen, history), np.stack(history, axis=1)
+
+
+def _running_sum(x: Floats, a: Floats) -> tuple[Floats, Floats]:
+    return a + x, a + x
+
+
+def _difference(x: Floats, p: Floats) -> tuple[Floats, Floats]:
+    return x - p, x
+
+
+def _clock(n: Floats) -> tuple[Floats, Floats]:
+    return n + 1, n + 1
+
+
 def _conv(
     x: Floats, w: Floats, b: Floats | None = None, *, pads: Sequence[int] = (0, 0, 0, 0),
     strides: Sequence[int] = (1, 1), kernel_shape: Sequence[int] = (), dilations: Sequence[int] = (1, 1),
@@ -150,7 +214,23 @@ def _reshape(x: Floats, shape: Floats) -> tuple[Floats]:
     return (x.reshape([x.shape[k] if size == 0 else size for k, size in enumerate(shape.tolist())]),)
 
 
-NEURONS: dict[str, Callable[..., tuple[Floats, ...]]] = {"IF": _if, "IFZ": _ifz, "LIF": _lif, "LIFZ": _lifz, "LI": _li}
+NEURONS: dict[str, Callable[..., tuple[Floats, ...]]] = {
+    "IF": _if,
+    "IFZ": _ifz,
+    "LIF": _lif,
+    "LIFZ": _lifz,
+    "CubaLIF": _cuba_lif,
+    "CubaLIFZ": _cuba_lifz,
+    "LI": _li,
+    "CubaLI": _cuba_li,
+    "Threshold": _threshold,
+    "SignedIF": _signed_if,
+    "MultiThreshold": _multi_threshold,
+    "Delay": _delay,
+    "RunningSum": _running_sum,
+    "Difference": _difference,
+    "Clock": _clock,
+}
 READOUTS: dict[str, Callable[[Floats], Floats]] = {
     "mean": lambda y: np.asarray(y.mean(axis=0)),
     "sum": lambda y: np.asarray(y.sum(axis=0)),
@@ -160,6 +240,7 @@ READOUTS: dict[str, Callable[[Floats], Floats]] = {
 STANDARD: dict[str, Callable[..., tuple[Floats, ...]]] = {
     "Add": lambda a, b: (a + b,),
     "AveragePool": _average_pool,
+    "Div": lambda a, b: (a / b,),
     "Concat": lambda *parts, axis: (np.concatenate(parts, axis=axis),),
     "Conv": _conv,
     "Flatten": lambda x, axis=1: (x.reshape(len(x), -1),),

@@ -14,6 +14,7 @@ from edged.bundle.graph import checks
 from edged.bundle.graph.builder import StepBuilder, StepGraph
 from edged.bundle.graph.checks import check_step_graph
 from edged.bundle.graph.functions import function, function_bytes
+from edged.bundle.graph.neuron_checks import Constants
 from edged.bundle.graph.neurons import NEURONS
 from edged.bundle.graph.probe import probe_batch
 from edged.bundle.graph.spec import GraphSpec, InputSpec, ReadoutSpec, StateSpec
@@ -211,7 +212,7 @@ def test_a_node_that_mixes_samples_is_refused(name: str, monkeypatch: pytest.Mon
         check_step_graph(graph.model, spec)
 
 
-def _lenient(model: onnx.ModelProto, constants: checks.Constants) -> dict[str, tuple[int, ...]]:
+def _lenient(model: onnx.ModelProto, constants: Constants) -> dict[str, tuple[int, ...]]:
     inferred = onnx.shape_inference.infer_shapes(model).graph
     shapes = {
         info.name: tuple(dim.dim_value for dim in info.type.tensor_type.shape.dim)

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edged.bundle.graph.functions import function
-from edged.bundle.graph.neurons import DOMAIN, DOMAIN_VERSION, IR_VERSION, NEURONS, OPSET
+from edged.bundle.graph.neurons import DOMAIN, DOMAIN_VERSION, IR_VERSION, NEURONS, OPSET, Neuron
 from edged.bundle.graph.spec import BATCH, GraphSpec, InputSpec, ReadoutKind, ReadoutSpec, StateSpec
 from edged.errors import BundleError
 
@@ -70,9 +70,11 @@ class StepBuilder:
         return output
 
     def neuron(self, op: str, current: str, shape: Sequence[int], *, name: str = "", **parameters: ArrayLike) -> str:
-        """A neuron whose states have ``shape`` (one sample); returns the name of its spikes (or of y).
+        """A neuron for samples of ``shape``; returns the name of its spikes (or of y). Clock takes no current ("").
 
-        Parameters are scalars, one value a channel, or of the state's rank; they are stored with a batch axis of 1.
+        Parameters are scalars, one value a channel, or of the sample's rank; they are stored with a batch axis of 1.
+        Levels have one more axis, the last; a list of levels serves all elements. Delay's w (D,) or (D, *shape) comes
+        with the axis of its history first.
         """
         row = NEURONS.get(op)
         if row is None:
@@ -82,15 +84,17 @@ class StepBuilder:
                 f"neuron {op} got parameters {sorted(parameters)}", f"it needs exactly {', '.join(row.parameters)}"
             )
         name = self._claim(name) if name else self._fresh(op)
-        bound = {"i": current}
-        for parameter in row.parameters:
-            bound[parameter] = self.constant(_broadcastable(parameters[parameter], len(shape)), f"{name}.{parameter}")
+        given = {key: _parameter(row, parameters[key], len(shape)) for key in row.parameters}
+        bound = {row.current: current} | {key: self.constant(value, f"{name}.{key}") for key, value in given.items()}
+        depth = given["w"].shape[1] if row.axis == "history" else 0
         written = {}
         for state_in, state_out in row.states:
             bound[state_in], written[state_out] = f"{name}.{state_in}", f"{name}.{state_out}"
             self._claim(bound[state_in])
             self._claim(written[state_out])
-            self._states.append(StateSpec(bound[state_in], written[state_out], tuple(shape), op))
+            self._states.append(
+                StateSpec(bound[state_in], written[state_out], row.state_shape(tuple(shape), depth), op)
+            )
         outputs = [written.get(output, name) for output in row.outputs]
         inputs = [bound[key] for key in row.inputs]
         self._nodes.append(helper.make_node(op, inputs, outputs, name=name, domain=DOMAIN))
@@ -163,6 +167,13 @@ def called_neurons(graph: onnx.GraphProto) -> set[str]:
 
 def _batched(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH, *shape])
+
+
+def _parameter(row: Neuron, value: ArrayLike, rank: int) -> NDArray[Any]:
+    array = np.asarray(value, dtype=np.float32)
+    if row.axis == "levels" and array.ndim == 1:
+        return array.reshape(*(1,) * (rank + 1), -1)
+    return _broadcastable(array, rank + 1 if row.axis else rank)
 
 
 def _broadcastable(value: ArrayLike, rank: int) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""A step graph seen as cells: each neuron with its current, its state and its parameters; and the graph of magnitudes.
+"""A step graph seen as cells: each neuron with its current, states and parameters; and the graph of magnitudes.
 
 Used while golden data is made. ``magnitudes`` turns every sum Σ w·x + b into Σ |w|·|x| + |b|, which bounds the rounding
 error of any order of summation.
@@ -6,6 +6,7 @@ error of any order of summation.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from edged.bundle.graph import bodies
 from edged.bundle.graph.builder import assemble
 from edged.bundle.graph.neurons import DOMAIN, NEURONS, Neuron
+from edged.bundle.graph.plans import sample_shapes
 from edged.bundle.graph.spec import BATCH, GraphSpec, StateSpec
 
 Floats = NDArray[Any]
@@ -24,50 +27,79 @@ _OF_MAGNITUDES = {"Sub": "Add", "Neg": "Identity"}  # |a - b| <= |a| + |b|
 
 @dataclass(frozen=True)
 class Cell:
-    """One neuron node. ``current`` and ``emission`` name tensors; ``parameters`` broadcast against the state."""
+    """One neuron node. ``current`` (empty: none) and ``emission`` name tensors, both of ``shape`` for one sample.
+
+    ``states`` and ``parameters`` go by their names in the table of neurons; parameters broadcast against the sample.
+    """
 
     name: str
     row: Neuron
-    state: StateSpec
+    states: dict[str, StateSpec]
     current: str
     emission: str
+    shape: tuple[int, ...]
     parameters: dict[str, Floats]
 
-    def potential(self, current: Floats, state: Floats) -> Floats:
-        """u, in the dtype of the arguments."""
-        parameters = {name: value.astype(current.dtype) for name, value in self.parameters.items()}
-        return self.row.potential({"i": current, "v": state, **parameters})
+    @property
+    def membrane(self) -> StateSpec | None:
+        """The state that the potential is computed from."""
+        return self.states.get(self.row.membrane)
 
-    def after(self, u: Floats) -> Floats:
-        """The new state that follows from u, in u's dtype."""
-        if not self.row.spiking:
-            return u
-        given = {name: value.astype(u.dtype) for name, value in self.parameters.items()}
-        if self.row.reset == "soft":
-            return np.asarray(np.where(u >= given["v_th"], u - given["v_sub"], u))
-        return np.asarray(np.where(u >= given["v_th"], given["v_reset"], u))
+    @property
+    def decay(self) -> Floats:
+        """By how much a change of the membrane state reaches the potential."""
+        return self.parameters.get("decay", np.ones(1, dtype=np.float32))
 
-    def magnitude(self, current: Floats, state: Floats) -> Floats:
-        """|decay·v| + |i| + |bias| + θ + |v_sub|: what a rounding error of u or of the new state is relative to."""
-        given = {name: np.abs(value.astype(np.float64)) for name, value in self.parameters.items()}
-        total = np.abs(state.astype(np.float64)) * given.get("decay", 1.0) + np.abs(current.astype(np.float64))
-        for name in ("bias", "v_th", "v_sub", "v_reset"):
-            total = total + given.get(name, 0.0)
-        return np.asarray(total)
+    def values(self, tensors: Mapping[str, Floats], dtype: type[np.floating[Any]] = np.float32) -> dict[str, Floats]:
+        """Every tensor of the neuron's body, given the graph's tensors by name."""
+        return bodies.values(self.row, {name: value.astype(dtype) for name, value in self._given(tensors).items()})
+
+    def scales(self, tensors: Mapping[str, Floats], current: Floats | None) -> dict[str, Floats]:
+        """What rounding errors are relative to, for every tensor of the body (float64).
+
+        ``current`` is the sum of the magnitudes that the current was computed from.
+        """
+        given = self._given(tensors)
+        if current is not None:
+            given[self.row.current] = current
+        return bodies.magnitudes(self.row, given)
+
+    def distances(self, tensors: Mapping[str, Floats]) -> list[Floats]:
+        """How far each comparison is above (or below: negative) its threshold, in float64 and in ``shape``.
+
+        Of several levels only the nearest counts.
+        """
+        found = self.values(tensors, np.float64)
+        return [self._nearest(entry.left - entry.right) for entry in bodies.comparisons(self.row, found)]
+
+    def _nearest(self, distance: Floats) -> Floats:
+        if self.row.axis != "levels":
+            return distance
+        at = np.abs(distance).argmin(axis=-1)[..., np.newaxis]
+        return np.take_along_axis(distance, at, axis=-1)[..., 0]
+
+    def _given(self, tensors: Mapping[str, Floats]) -> dict[str, Floats]:
+        given = {name: tensors[state.input] for name, state in self.states.items()}
+        if self.current:
+            given[self.row.current] = tensors[self.current]
+        return given | self.parameters
 
 
 def cells(model: onnx.ModelProto, spec: GraphSpec) -> list[Cell]:
-    """The neurons of a step graph, in the order of the nodes."""
+    """The neurons of a checked step graph, in the order of the nodes."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    states = {state.input: state for state in spec.states}
+    by_input = {state.input: state for state in spec.states}
+    shapes = sample_shapes(model)
     found = []
     for node in model.graph.node:
         if node.domain == DOMAIN:
             row = NEURONS[node.op_type]
             bound = dict(zip(row.inputs, node.input, strict=True))
             parameters = {name: constants[bound[name]] for name in row.parameters}
-            state = states[bound[row.states[0][0]]]
-            found.append(Cell(node.name or node.output[0], row, state, bound["i"], node.output[0], parameters))
+            states = {name: by_input[bound[name]] for name, _ in row.states}
+            emission = node.output[0]
+            current = bound.get(row.current, "")
+            found.append(Cell(node.name or emission, row, states, current, emission, shapes[emission], parameters))
     return found
 
 
@@ -78,9 +110,9 @@ def tapped(model: onnx.ModelProto, found: list[Cell]) -> onnx.ModelProto:
     present = {output.name for output in copy.graph.output} | {entry.name for entry in copy.graph.input}
     for cell in found:
         for name in (cell.current, cell.emission):
-            if name not in present:
+            if name and name not in present:
                 present.add(name)
-                copy.graph.output.append(_info(name, cell.state.shape))
+                copy.graph.output.append(_info(name, cell.shape))
     return copy
 
 
@@ -92,8 +124,8 @@ def magnitudes(model: onnx.ModelProto, spec: GraphSpec, found: list[Cell]) -> on
     initializers = [_magnitude(tensor) for tensor in graph.initializer]
     given = {entry.name: entry.shape for entry in spec.inputs}
     given |= {state.input: state.shape for state in spec.states if not state.neuron}
-    given |= {cell.emission: cell.state.shape for cell in found}
-    asked = {cell.current: cell.state.shape for cell in found} | {spec.output: (spec.classes,)}
+    given |= {cell.emission: cell.shape for cell in found}
+    asked = {cell.current: cell.shape for cell in found if cell.current} | {spec.output: (spec.classes,)}
     asked |= {state.output: state.shape for state in spec.states if not state.neuron}
     nodes += [helper.make_node("Identity", [name], [f"magnitude/{name}"]) for name in asked]
     outputs = [_info(f"magnitude/{name}", shape) for name, shape in asked.items()]

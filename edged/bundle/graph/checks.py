@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,9 @@ from onnx import AttributeProto, TensorProto, numpy_helper
 
 from edged.bundle.graph.batch_rules import RULES, Site
 from edged.bundle.graph.functions import function_bytes
+from edged.bundle.graph.neuron_checks import Constants, Shapes, check_currents, check_neurons, refuse
 from edged.bundle.graph.neurons import DOMAIN, DOMAIN_VERSION, IR_VERSION, NEURONS, OPSET
-from edged.bundle.graph.spec import BATCH, GraphSpec, StateSpec
+from edged.bundle.graph.spec import BATCH, GraphSpec
 from edged.errors import BundleError
 
 MAX_NODES = 20_000  # ResNet-152 has some 500; a node costs microseconds in every step
@@ -29,9 +30,6 @@ MAX_UNROLLED = 2_000_000  # nodes times steps: a plan of that size loads in minu
 MAX_ACTIVATION = 1 << 26  # numbers in one activation of one sample: 256 MiB
 _PLAIN_ATTRIBUTES = {AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.STRING, AttributeProto.FLOATS,
     AttributeProto.INTS}  # fmt: skip
-
-Shapes = Mapping[str, tuple[int, ...]]
-Constants = Mapping[str, NDArray[Any]]
 
 
 def check_step_graph(source: bytes | onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:
@@ -42,9 +40,10 @@ def check_step_graph(source: bytes | onnx.ModelProto, spec: GraphSpec) -> onnx.M
     constants = _constants(model.graph)
     _check_signature(model.graph, spec)
     _check_nodes(model.graph, spec)
-    _check_neurons(model.graph, spec, constants)
+    check_neurons(model.graph, spec, constants)
     shapes = _activations(model, constants)
     _check_output(shapes, spec)
+    check_currents(model.graph, constants, shapes)
     for node in model.graph.node:
         if node.domain == "":
             _check_standard(Site(node, shapes, constants))
@@ -74,10 +73,6 @@ def _is_text(message: Any) -> bool:
         if field.type == field.TYPE_MESSAGE and not all(_is_text(entry) for entry in values):
             return False
     return True
-
-
-def _refuse(node: onnx.NodeProto, reason: str, hint: str = "") -> BundleError:
-    return BundleError(f"the model's node {node.name or node.output[0]!r} ({node.op_type}): {reason}", hint)
 
 
 def _check_header(model: onnx.ModelProto) -> None:
@@ -151,59 +146,14 @@ def _check_nodes(graph: onnx.GraphProto, spec: GraphSpec) -> None:
         known = node.op_type in RULES if node.domain == "" else node.domain == DOMAIN and node.op_type in NEURONS
         if not known:
             op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-            raise _refuse(node, f"the op {op} is not allowed", "see docs/bundle.md for the ops of canonical graphs")
+            raise refuse(node, f"the op {op} is not allowed", "see docs/bundle.md for the ops of canonical graphs")
         for attribute in node.attribute:
             if attribute.type not in _PLAIN_ATTRIBUTES or attribute.ref_attr_name:
-                raise _refuse(node, f"attribute {attribute.name!r} is not a plain number, text or list")
+                raise refuse(node, f"attribute {attribute.name!r} is not a plain number, text or list")
     if len(graph.node) * spec.timesteps > MAX_UNROLLED:
         raise BundleError(
             f"the model has {len(graph.node)} nodes for {spec.timesteps} steps", f"at most {MAX_UNROLLED}"
         )
-
-
-def _check_neurons(graph: onnx.GraphProto, spec: GraphSpec, constants: Constants) -> None:
-    by_input = {state.input: state for state in spec.states}
-    owned: Counter[str] = Counter()
-    for node in graph.node:
-        if node.domain != DOMAIN:
-            continue
-        row = NEURONS[node.op_type]
-        if len(node.input) != len(row.inputs) or not all(node.input) or len(node.output) != len(row.outputs):
-            raise _refuse(node, f"it must have inputs {', '.join(row.inputs)} and outputs {', '.join(row.outputs)}")
-        if node.attribute:
-            raise _refuse(node, "a neuron has no attributes")
-        reads, writes = dict(zip(row.inputs, node.input, strict=True)), dict(zip(row.outputs, node.output, strict=True))
-        for state_in, state_out in row.states:
-            state = by_input.get(reads[state_in])
-            if state is None or state.output != writes[state_out] or state.neuron != node.op_type:
-                raise _refuse(
-                    node, f"its {state_in} and {state_out} are not one state of {node.op_type} in the manifest"
-                )
-            owned[state.input] += 1
-            _check_parameters(node, state, {name: constants.get(reads[name]) for name in row.parameters})
-    for state in spec.states:
-        if owned[state.input] != bool(state.neuron):
-            raise BundleError(
-                f"state {state.input!r} belongs to {owned[state.input]} neurons", "one, as the manifest says"
-            )
-
-
-def _check_parameters(node: onnx.NodeProto, state: StateSpec, values: Mapping[str, NDArray[Any] | None]) -> None:
-    given: dict[str, NDArray[Any]] = {}
-    for name, value in values.items():
-        if value is None or value.dtype != np.float32:
-            raise _refuse(node, f"its {name} must be a float32 initializer")
-        fits = value.ndim == len(state.shape) + 1 and value.shape[0] == 1
-        if not fits or any(size not in (1, own) for size, own in zip(value.shape[1:], state.shape, strict=True)):
-            raise _refuse(node, f"its {name} of shape {value.shape} does not broadcast to [1, {state.shape}]")
-        given[name] = value
-    for name in ("v_th", "v_sub"):
-        if name in given and not (given[name] > 0).all():
-            raise _refuse(node, f"its {name} must be positive everywhere")
-    if "decay" in given and not ((given["decay"] >= 0) & (given["decay"] <= 1)).all():
-        raise _refuse(node, "its decay must lie between 0 and 1")
-    if "v_reset" in given and not (given["v_reset"] < given["v_th"]).all():
-        raise _refuse(node, "its v_reset must lie below v_th")
 
 
 def _activations(model: onnx.ModelProto, constants: Constants) -> dict[str, tuple[int, ...]]:
@@ -258,12 +208,12 @@ def _check_output(shapes: Shapes, spec: GraphSpec) -> None:
 def _check_standard(site: Site) -> None:
     for name in site.node.output:
         if name not in site.shapes:
-            raise _refuse(site.node, f"its output {name!r} has no inferred shape")
+            raise refuse(site.node, f"its output {name!r} has no inferred shape")
     if not any(name in site.shapes for name in site.node.input):
-        raise _refuse(site.node, "it reads initializers only", "compute such constants when the model is made")
+        raise refuse(site.node, "it reads initializers only", "compute such constants when the model is made")
     problem = RULES[site.node.op_type](site)
     if problem:
-        raise _refuse(site.node, problem)
+        raise refuse(site.node, problem)
 
 
 def _first_line(error: Exception) -> str:

@@ -128,8 +128,9 @@ class _Window:
         if value.static:
             return [value.static] * self.spec.timesteps
         if not value.steps:
+            folded = self.folded(value)
             value.steps = [self.fresh("step") for _ in range(self.spec.timesteps)]
-            self.nodes.append(helper.make_node("Split", [self.folded(value)], value.steps, axis=0))
+            self.nodes.append(helper.make_node("Split", [folded], value.steps, axis=0))
         return value.steps
 
     def zero(self, shape: tuple[int, ...]) -> str:
