@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,6 +90,23 @@ class FrameIndex:
             if at >= len(hashes) or hashes[at] != frame:
                 return None
             packed = int(places[at])
+        return self._place(packed)
+
+    def known(self, frames: Sequence[int]) -> dict[int, Place]:
+        """The places of those frames that are stored: one search for all of them."""
+        recent = self._recent
+        found = {frame: packed for frame in frames if (packed := recent.get(frame)) is not None}
+        hashes, places = self._sorted
+        if len(hashes):
+            wanted = np.array(frames, np.uint64)
+            at = hashes.searchsorted(wanted)
+            at[at == len(hashes)] = 0
+            hits = np.flatnonzero(hashes[at] == wanted)
+            found = {frames[hit]: int(places[at[hit]]) for hit in hits.tolist()} | found
+        located = ((frame, self._place(packed)) for frame, packed in found.items())
+        return {frame: place for frame, place in located if place is not None}
+
+    def _place(self, packed: int) -> Place | None:
         home = self._homes.get(packed >> _HOME_SHIFT)
         return None if home is None else Place(home, packed >> SEQ_BITS & 3, packed & SEQ_MASK)
 

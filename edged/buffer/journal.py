@@ -39,7 +39,7 @@ LATENCIES = 1024  # commits over which the percentiles are taken
 CLOCK_CHECK_S = 1.0  # how often the kernel is asked about the clock
 BUSY_ATTEMPTS = 5  # each waits 0.2 s for a reader that recovers the log
 ROW_BYTES = 160  # of a row beside its key and body, generously
-COMMIT_PAGES = 8  # pages that a commit may touch beside those of its rows
+COMMIT_PAGES = 4  # pages that a commit may touch beside those of its rows
 LOST_BODY = b'{"error":{"code":"expired","message":"this frame was stored before; its result has left the buffer"}}'
 
 
@@ -88,6 +88,8 @@ class Journal:
         self._quality_checked = -CLOCK_CHECK_S
         self._ack_version = (0, 0)
         self.broken: set[int] = set()
+        self._free_bytes = 0  # at least so much may be written before files are looked at again
+        self._measured = -1
         self.read_acks()
         shelf.hold_ballast()
         shelf.measure()
@@ -152,7 +154,8 @@ class Journal:
 
     def lookup(self, frame: FrameId) -> Receipt | None:
         """The receipt of a stored frame. For any thread."""
-        return self._lookup(frame_hash(frame.source, frame.key.encode(*KEY_ENCODING)), frame)
+        place = self.shelf.index.get(frame_hash(frame.source, frame.key.encode(*KEY_ENCODING)))
+        return None if place is None else self._receipt(place, frame)
 
     def close(self) -> None:
         """Leave one plain file a segment and an exact ledger."""
@@ -183,11 +186,7 @@ class Journal:
     def _prepare(self, lane: int, entries: Sequence[Entry]) -> Segment:
         """Make room and set numbers aside before the transaction begins."""
         shelf = self.shelf
-        size = sum(len(entry.body) + len(entry.source) + ROW_BYTES for entry in entries)
-        need = 2 * size + COMMIT_PAGES * schema.PAGE_BYTES
-        if not retention.make_room(shelf, self.acked, need):
-            raise store_error("full", f"{shelf.directory}: the cap of {shelf.settings.cap_bytes} bytes is reached",
-                              "raise buffer.cap_mb")  # fmt: skip
+        self._make_room(entries)
         wanted: dict[str, int] = {}
         for entry in entries:
             wanted[entry.stream] = wanted.get(entry.stream, 0) + 1
@@ -200,6 +199,20 @@ class Journal:
         shelf.reserve(wanted)
         return shelf.lane(lane)
 
+    def _make_room(self, entries: Sequence[Entry]) -> None:
+        """Keep below the cap. Files are looked at only when what was free then may be used up by now."""
+        shelf = self.shelf
+        size = sum(len(entry.body) for entry in entries) + ROW_BYTES * len(entries)
+        growth = 2 * size + COMMIT_PAGES * schema.PAGE_BYTES  # in the log, and once more in the file
+        self._free_bytes -= growth
+        if self._free_bytes > 0 and self._measured == shelf.measured:
+            return
+        if not retention.make_room(shelf, self.acked, growth):
+            raise store_error("full", f"{shelf.directory}: the cap of {shelf.settings.cap_bytes} bytes is reached",
+                              "raise buffer.cap_mb")  # fmt: skip
+        used = shelf.size_bytes() + retention.headroom_bytes(shelf) + growth
+        self._free_bytes, self._measured = shelf.settings.cap_bytes - used, shelf.measured
+
     def _plan(self, entries: Sequence[Entry]) -> tuple[list[Receipt | int | None], list[_Planned]]:
         """Decide for each entry: the first receipt of its frame, the place of that frame in this group, or a number."""
         receipts: list[Receipt | int | None] = [None] * len(entries)
@@ -207,15 +220,15 @@ class Journal:
         following = self.shelf.next_seq
         numbers: dict[str, int] = {}
         firsts: dict[int, int] = {}
-        identity = self.shelf.settings.frame_identity
-        for index, entry in enumerate(entries):
-            frame = None
-            if identity and entry.frame is not None:
-                frame = frame_hash(entry.frame.source, entry.frame.key.encode(*KEY_ENCODING))
+        frames = self._frames(entries)
+        known = self.shelf.index.known([frame for frame in frames if frame is not None])
+        for index, (entry, frame) in enumerate(zip(entries, frames, strict=True)):
+            if frame is not None and entry.frame is not None:
                 if frame in firsts:
                     receipts[index] = firsts[frame]
                     continue
-                stored = self._lookup(frame, entry.frame)
+                place = known.get(frame)
+                stored = None if place is None else self._receipt(place, entry.frame)
                 if stored is not None:
                     receipts[index] = stored
                     continue
@@ -250,10 +263,11 @@ class Journal:
             entry = each.entry
             key = entry.frame.key.encode(*KEY_ENCODING) if entry.frame is not None else b""
             context = segment.context((self._boot_id, quality, entry.model, entry.digest, entry.engine))
+            latency_ns = now_ns - entry.received_ns
             numbers = (
-                schema.row_id(segment.name(entry.stream), each.seq), schema.KIND_NUMBERS[entry.kind],
+                segment.name(entry.stream) << schema.SEQ_BITS | each.seq, schema.KIND_NUMBERS[entry.kind],
                 segment.name(entry.source), context, entry.count, entry.received_ns, wall_ns,
-                max(0, now_ns - entry.received_ns),
+                max(0, latency_ns),
             )  # fmt: skip
             crc = schema.checksum(numbers, key, entry.body)
             rows.append((*numbers, crc, as_text(key), entry.body.decode()))
@@ -283,10 +297,15 @@ class Journal:
 
     # identity
 
-    def _lookup(self, frame: int, wanted: FrameId) -> Receipt | None:
-        place = self.shelf.index.get(frame)
-        if place is None:
-            return None
+    def _frames(self, entries: Sequence[Entry]) -> list[int | None]:
+        """The hash of each entry's frame; None where identity does not count."""
+        if not self.shelf.settings.frame_identity:
+            return [None] * len(entries)
+        frames = (entry.frame for entry in entries)
+        return [None if f is None else frame_hash(f.source, f.key.encode(*KEY_ENCODING)) for f in frames]
+
+    def _receipt(self, place: Place, wanted: FrameId) -> Receipt | None:
+        """The receipt of the row at ``place``, if it is that of the wanted frame."""
         home = place.home
         path = segment_path(self.shelf.directory, home.segment)
         try:

@@ -60,7 +60,7 @@ WHERE e.id BETWEEN ? AND ? ORDER BY e.id LIMIT ?
 
 KEY_ENCODING = ("utf-8", "surrogateescape")  # a key may be a file name, and those are bytes
 
-_NUMBERS = struct.Struct("<8Q")
+_NUMBERS = struct.Struct("<8q")
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,8 +93,7 @@ def row_id(stream: int, seq: int) -> int:
 
 def checksum(row: tuple[Any, ...], key: bytes, body: bytes) -> int:
     """CRC-32 over a row of ``entry``; only its first eight columns are taken from ``row``."""
-    numbers = _NUMBERS.pack(*(value & 0xFFFFFFFFFFFFFFFF for value in row[:8]))
-    return zlib.crc32(body, zlib.crc32(key, zlib.crc32(numbers)))
+    return zlib.crc32(body, zlib.crc32(key, zlib.crc32(_NUMBERS.pack(*row[:8]))))
 
 
 def as_text(key: bytes) -> str | bytes:

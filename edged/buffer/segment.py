@@ -43,11 +43,12 @@ class Extent:
 
     def add(self, stream: str, seq: int, source: str, counts: Counts, wall_ns: int) -> None:
         """Count one row."""
-        first, _ = self.ranges.get(stream, (seq, seq))
-        self.ranges[stream] = (first, seq)
+        held = self.ranges.get(stream)
+        self.ranges[stream] = (held[0] if held else seq, seq)
         self.counts[source] = schema.add(self.counts.get(source, (0, 0, 0)), counts)
         self.rows += 1
-        self.last_wall_ns = max(self.last_wall_ns, wall_ns)
+        if wall_ns > self.last_wall_ns:
+            self.last_wall_ns = wall_ns
 
 
 OnRow = Callable[[str, int, int, str, bytes], None]  # stream, seq, kind number, source, key

@@ -55,6 +55,7 @@ class Shelf:
         self.index = FrameIndex(settings.known_frames)
         self.next_seq: dict[str, int] = {}  # of the newest epoch
         self.next_number = 1
+        self.measured = 0  # how often; whoever keeps an estimate begins anew when it changes
         self._settled_bytes = 0
 
     @property
@@ -73,6 +74,7 @@ class Shelf:
 
     def measure(self) -> None:
         """Look at every file again; needed after anything but an append."""
+        self.measured += 1
         self._settled_bytes = 0
         self._settled_bytes = files.tree_bytes(self.directory) - self.size_bytes()
 

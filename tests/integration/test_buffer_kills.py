@@ -30,6 +30,9 @@ from tests.support.buffer import (
     with_store,
 )
 
+# a child that only reads or writes a buffer and then ends does not touch what other threads hold
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
 STREAMS = ("a", "b", "c")
 PRIORITIES = {"a": 7, "b": 7, "c": 2}
 BATCH = 8

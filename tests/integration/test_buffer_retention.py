@@ -33,6 +33,9 @@ from tests.support.buffer import (
 )
 from tests.support.parts import missing, require
 
+# a child that only reads or writes a buffer and then ends does not touch what other threads hold
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
 SIZE = 1000
 
 
