@@ -71,17 +71,21 @@ def run_ann(network: Network, samples: Floats) -> Activity:
 
 
 def run_spiking(spiking: SpikingNetwork, samples: Floats, timesteps: int) -> Activity:
-    """``timesteps`` steps from zero state over samples (N, *input_shape); scores are the mean output."""
+    """``timesteps`` steps from zero state over samples (N, *input_shape), or (N, T, *input_shape) of a sequence.
+
+    Scores are the mean output.
+    """
     graph = spiking.graph
+    sequence = graph.inputs[0].sequence
     meter = _Meter([LayerCounter(s.operation, s.source_shape, s.shape) for s in spiking.synapses])
     watched = [*(s.source for s in spiking.synapses), *(n.spikes for n in spiking.neurons)]
     runtime = Runtime(graph.model, sorted(set(watched)))
     fetches = [graph.output, *(state.output for state in graph.states), *watched]
     for batch in _batches(samples):
-        feeds = {graph.inputs[0].name: batch}
-        feeds |= {state.input: np.zeros((len(batch), *state.shape), np.float32) for state in graph.states}
+        feeds = {state.input: np.zeros((len(batch), *state.shape), np.float32) for state in graph.states}
         total = np.zeros((len(batch), graph.classes), np.float32)
-        for _ in range(timesteps):
+        for step in range(timesteps):
+            feeds[graph.inputs[0].name] = np.ascontiguousarray(batch[:, step]) if sequence else batch
             output, *values = runtime.run(feeds, fetches)
             total += output
             feeds |= {state.input: value for state, value in zip(graph.states, values, strict=False)}

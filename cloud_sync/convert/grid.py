@@ -1,9 +1,9 @@
 """Optional: weights on a grid on which float32 sums are exact, so that every engine and CPU computes the same bits.
 
 A sum of multiples of g is exact in any order, with or without fused multiply-add, while it stays below 2²⁴·g. Spikes
-are 0 or 1, so weights behind neurons lie on 2⁻¹² and their sums too. The first layer sees the analogue input, which
-must lie on 2⁻⁸ (an 8-bit grey / 256 does), with weights on 2⁻⁸ and sums on 2⁻¹⁶. ``prove`` shows that no sum, over all
-steps, can leave the exact range.
+are 0 or 1, so weights behind neurons lie on 2⁻¹² and their sums too; so are event frames. An analogue input must lie on
+2⁻⁸ (an 8-bit grey / 256 does); the first layer then has weights on 2⁻⁸ and sums on 2⁻¹⁶. ``prove`` shows that no sum,
+over all steps, can leave the exact range.
 """
 
 from __future__ import annotations
@@ -60,12 +60,13 @@ def snapped(operation: Conv | Dense, *, analogue: bool) -> Conv | Dense:
 
 def prove(spiking: SpikingNetwork, timesteps: int) -> None:
     """Show that every sum stays exact: the membrane of a neuron holds at most T currents and one threshold."""
-    source = spiking.graph.inputs[0].name
+    entry = spiking.graph.inputs[0]
+    analogue = None if entry.sequence else entry.name
     for synapses in spiking.synapses:
         weight = np.abs(synapses.operation.weight.astype(np.float64))
         over = 0 if isinstance(synapses.operation, Dense) else tuple(range(1, weight.ndim))
         current = (weight.sum(axis=over) + np.abs(synapses.operation.bias)).max()
-        grid = _FIRST_WEIGHT * _INPUT if synapses.source == source else _WEIGHT
+        grid = _FIRST_WEIGHT * _INPUT if synapses.source == analogue else _WEIGHT
         if timesteps * current + 1 >= _EXACT * grid:
             reach, limit = f"{timesteps * current:.0f}", f"{_EXACT * grid:.0f}"
             raise ConversionError(

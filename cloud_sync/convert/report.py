@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cloud_sync.convert.evaluate import Activity, accuracy, agreement, run_ann, run_spiking
 from cloud_sync.convert.network import Conv, Dense, Floats, Network
 from cloud_sync.convert.pipeline import Converted, convert
+from cloud_sync.convert.spiking import SpikingNetwork
 
 SCHEMA = "edged.report.v1"
 SWEEP = (4, 8, 16, 32)
@@ -113,7 +114,7 @@ def assess(
         alphabet=(0, 1),
         exact=exact,
         agreement=_share(agreement(own.scores, ann.scores)),
-        spiking=_spiking_cost(converted, own, evaluation),
+        spiking=spiking_cost(converted.spiking, converted.timesteps, own, evaluation),
         ann=_ann_cost(converted.ann, ann, evaluation),
         by_timesteps=tuple(points),
     )
@@ -129,13 +130,14 @@ def _point(timesteps: int, scores: Floats, reference: Floats, evaluation: Evalua
     return Point(timesteps=timesteps, accuracy=right, agreement=_share(agreement(scores, reference)))
 
 
-def _spiking_cost(converted: Converted, activity: Activity, evaluation: Evaluation) -> Cost:
-    neurons = sum(math.prod(state.shape) for state in converted.spiking.graph.states)
-    weights = [synapses.operation for synapses in converted.spiking.synapses]
-    initializers = converted.spiking.graph.model.graph.initializer
+def spiking_cost(network: SpikingNetwork, timesteps: int, activity: Activity, evaluation: Evaluation) -> Cost:
+    """The fields of a spiking network after ``timesteps`` steps over the samples of an evaluation."""
+    neurons = sum(math.prod(state.shape) for state in network.graph.states)
+    weights = [synapses.operation for synapses in network.synapses]
+    initializers = network.graph.model.graph.initializer
     parameters = sum(math.prod(tensor.dims) for tensor in initializers)
     footprint = Footprint(parameters_bytes=parameters * _FLOAT_BYTES, states_bytes=neurons * _FLOAT_BYTES)
-    return _cost(activity, evaluation, footprint, weights, neurons * converted.timesteps)
+    return _cost(activity, evaluation, footprint, weights, neurons * timesteps)
 
 
 def _ann_cost(network: Network, activity: Activity, evaluation: Evaluation) -> Cost:

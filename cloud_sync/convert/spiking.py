@@ -5,8 +5,8 @@ written as ``v_th = θ/2, v_sub = θ``, which spikes at the same steps. Where a 
 its own, that layer's weights are divided by θ and the neuron counts in units of θ: ``v_th = 1/2, v_sub = 1``.
 
 A spike stands for θ. This gain is folded into the next weights (through pooling and reshaping, which are linear), and
-is a Mul only where values of different gains are added or leave the network. The input is the same at every step,
-biases act at every step, the readout is the mean over steps.
+is a Mul only where values of different gains are added or leave the network. The input is the same at every step, or
+a sequence of event frames; biases act at every step, the readout is the mean over steps.
 """
 
 from __future__ import annotations
@@ -58,12 +58,15 @@ class _Value:
     gain: Floats | None = None
 
 
-def spiking(network: Network, thresholds: Mapping[str, Floats], *, exact: bool = False) -> SpikingNetwork:
+def spiking(
+    network: Network, thresholds: Mapping[str, Floats], *, exact: bool = False, events: bool = False
+) -> SpikingNetwork:
     """Write the step graph of a network without Affine layers; ``thresholds`` has θ (C,) for each Relu's output.
 
-    ``exact`` rounds weights to the grid of ``grid``, so that no engine rounds a sum.
+    ``exact`` rounds weights to the grid of ``grid``, so that no engine rounds a sum. ``events``: the input is a
+    sequence, at each step another frame of zeros and ones.
     """
-    writer = _Writer(network, thresholds, exact)
+    writer = _Writer(network, thresholds, exact=exact, events=events)
     for index, layer in enumerate(network.layers):
         writer.add(layer, index)
     return writer.finish()
@@ -72,12 +75,14 @@ def spiking(network: Network, thresholds: Mapping[str, Floats], *, exact: bool =
 class _Writer:
     """Adds layer after layer; remembers under which tensor and with which gain each value of the ANN lives."""
 
-    def __init__(self, network: Network, thresholds: Mapping[str, Floats], exact: bool) -> None:
+    def __init__(self, network: Network, thresholds: Mapping[str, Floats], *, exact: bool, events: bool) -> None:
         self._network = network
         self._thresholds = thresholds
         self._exact = exact
+        self._analogue = None if events else network.input  # event frames are spikes like any other
         self._builder = StepBuilder()
-        self._values = {network.input: _Value(self._builder.input(network.input, network.input_shape))}
+        entry = self._builder.input(network.input, network.input_shape, sequence=events)
+        self._values = {network.input: _Value(entry)}
         self._synapses: list[Synapses] = []
         self._neurons: list[Neurons] = []
 
@@ -121,7 +126,7 @@ class _Writer:
         theta = self._theta_of_own_relu(layer)
         folded = _rescaled(layer.operation, value.gain, theta)
         if self._exact:
-            folded = snapped(folded, analogue=value.tensor == self._network.input)
+            folded = snapped(folded, analogue=value.tensor == self._analogue)
         self._synapses.append(Synapses(folded, value.tensor, self._network.shape(layer.inputs[0]), layer.shape))
         return _Value(emit(self._builder, replace(layer, operation=folded), (value.tensor,), name), theta)
 

@@ -112,6 +112,13 @@ def images(count: int, seed: int = 1) -> NDArray[np.float32]:
     return np.random.default_rng(seed).random((count, *SHAPE), dtype=np.float32)
 
 
+def events(count: int, timesteps: int, seed: int = 1) -> NDArray[np.float32]:
+    """Random event frames of 0 and 1 for the networks above, busier in the middle of the window, (N, T, *SHAPE)."""
+    rate = np.hanning(timesteps + 2)[1:-1].reshape(-1, 1, 1, 1)
+    drawn = np.random.default_rng(seed).random((count, timesteps, *SHAPE))
+    return (drawn < rate).astype(np.float32)
+
+
 def _dense(ann: AnnWriter, inputs: int, outputs: int) -> str:
     return ann.weight(ann.random.normal(0, np.sqrt(2 / inputs), (inputs, outputs)))
 
@@ -138,8 +145,13 @@ def linear(layer: Layer, values: list[Doubles]) -> Doubles:
 def simulate(
     network: Network, thresholds: Mapping[str, Any], samples: Doubles, timesteps: int, *, start: float = 0.5
 ) -> tuple[Doubles, dict[str, Doubles]]:
-    """Layer by layer: each neuron gets its T currents and fires; returns mean output and spikes (T, N, …) by Relu."""
-    trains = {network.input: [samples.astype(np.float64)] * timesteps}
+    """Layer by layer: each neuron gets its T currents and fires; returns mean output and spikes (T, N, …) by Relu.
+
+    ``samples`` (N, *shape) are shown at every step, of a sequence (N, T, *shape) each step its own.
+    """
+    sequence = samples.ndim == len(network.input_shape) + 2
+    shown = [samples[:, t] if sequence else samples for t in range(timesteps)]
+    trains = {network.input: [frame.astype(np.float64) for frame in shown]}
     spikes: dict[str, Doubles] = {}
     for layer in network.layers:
         inputs = [trains[value] for value in layer.inputs]

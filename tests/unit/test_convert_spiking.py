@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -11,13 +13,14 @@ from cloud_sync.convert.ann import Ann
 from cloud_sync.convert.evaluate import run_spiking
 from cloud_sync.convert.fold import fold
 from cloud_sync.convert.load import network
-from cloud_sync.convert.network import Floats, Network
+from cloud_sync.convert.network import Conv, Dense, Floats, Network
 from cloud_sync.convert.pipeline import Converted, convert
 from cloud_sync.convert.runtime import Runtime
 from cloud_sync.convert.spiking import SpikingNetwork, spiking
 from cloud_sync.convert.thresholds import calibrate, staircase
 from edged.bundle.graph.checks import check_step_graph
 from edged.bundle.graph.plans import window_plan
+from edged.bundle.graph.spec import READOUT
 from tests.support import anns
 
 T = 12
@@ -146,6 +149,32 @@ def test_more_steps_converge_to_the_ann() -> None:
     assert errors[4] > errors[16] > errors[64]
     assert errors[64] < errors[4] / 4
     assert errors[64] < 0.1 * reference.std()
+
+
+def test_a_sequence_of_event_frames_is_simulated_and_run_step_by_step() -> None:
+    """On the exact grid and with a mean over eight, so that graph, plans and simulation agree to the last bit."""
+    steps = 8
+    found = network(anns.plain())
+    units = {relu.output: np.ones(relu.shape[0], np.float32) for relu in found.relus()}
+    made = spiking(found, units, exact=True, events=True)
+    frames = anns.events(6, steps)
+    weighted = iter(made.synapses)
+    layers = tuple(
+        replace(layer, operation=next(weighted).operation) if isinstance(layer.operation, Conv | Dense) else layer
+        for layer in found.layers
+    )
+    expected, spikes = anns.simulate(replace(found, layers=layers), units, frames.astype(np.float64), steps)
+    assert all(0.02 < train.mean() < 0.9 for train in spikes.values())
+    activity = run_spiking(made, frames, steps)
+    np.testing.assert_array_equal(activity.scores, expected)
+    assert activity.operations.effective_macs == 0 < activity.operations.effective_acs  # events are spikes: no products
+    model = check_step_graph(made.graph.model.SerializeToString(), made.graph.spec(steps))
+    for form in ("unrolled", "scan"):
+        plan = window_plan(model, made.graph.spec(steps), form)
+        (read_out,) = Runtime(plan).run({"x": np.ascontiguousarray(frames.swapaxes(0, 1))}, [READOUT])
+        np.testing.assert_array_equal(read_out, expected)
+    reversed_in_time = run_spiking(made, np.ascontiguousarray(frames[:, ::-1]), steps).scores
+    assert (reversed_in_time != expected).any()  # the control: the order of the frames does count
 
 
 def test_the_same_inputs_give_the_same_graph() -> None:
