@@ -159,7 +159,7 @@ class Journal:
 
     def close(self) -> None:
         """Leave one plain file a segment and an exact ledger."""
-        self.shelf.close()
+        self.shelf.close(certain=not self.broken)
 
     # the commit
 

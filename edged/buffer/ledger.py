@@ -19,6 +19,7 @@ from edged.buffer.records import Epoch, Gap, merge
 
 FORMAT = 1
 RESERVE = 16384  # numbers a block: one more fsync for so many rows, and the most that an upper bound can overstate
+GAPS_KEPT = 64  # of one stream; older ones, delivered long ago, become one
 EPOCHS_KEPT = 16  # past epochs without rows and gaps are forgotten; this many links of the chain stay
 
 
@@ -56,7 +57,7 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
         by_place = {(each.epoch, each.stream): each.gaps for each in self.gaps}
         for stream, gaps in new.items():
             merged = merge([*by_place.get((epoch, stream), ()), *gaps])
-            by_place[(epoch, stream)] = tuple(merged)
+            by_place[(epoch, stream)] = _condensed(merged)
         kept = tuple(StreamGaps(*place, gaps) for place, gaps in by_place.items() if gaps)
         return msgspec.structs.replace(self, gaps=kept)
 
@@ -97,3 +98,12 @@ def read_ledger(directory: Path) -> Ledger | None:
 def write_ledger(directory: Path, ledger: Ledger) -> None:
     """Replace the ledger durably. Raises OSError."""
     write_durably(directory / LEDGER, msgspec.json.encode(ledger))
+
+
+def _condensed(gaps: list[Gap]) -> tuple[Gap, ...]:
+    """Join the oldest neighbours whatever their reasons, so that years of outages do not grow the ledger."""
+    while len(gaps) > GAPS_KEPT and gaps[0].last + 1 == gaps[1].first:
+        oldest, following = gaps[0], gaps[1]
+        bound = oldest.upper_bound or following.upper_bound
+        gaps = [Gap(oldest.first, following.last, "gone", bound), *gaps[2:]]
+    return tuple(gaps)

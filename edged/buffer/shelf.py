@@ -238,12 +238,14 @@ class Shelf:
         self.measure()
         return True
 
-    def close(self) -> None:
-        """Close every segment as one plain file and say exactly how far the numbers went. Raises nothing."""
+    def close(self, *, certain: bool) -> None:
+        """Close every segment as one plain file; if ``certain``, say exactly how far numbers went. Raises nothing."""
         for segment in self.active.values():
             with contextlib.suppress(sqlite3.Error, StoreError):
                 segment.close()
         self.active = {}
+        if not certain:
+            return
         exact = {stream: next_seq - 1 for stream, next_seq in self.next_seq.items()}
         with contextlib.suppress(OSError):
             self.save(msgspec.structs.replace(self.ledger, reserved=exact))

@@ -63,6 +63,7 @@ class SegmentStore:
         self._journal_: Journal | None = None
         self._lock_handle = -1
         self._waiting: deque[_Call] = deque()
+        self._current: list[_Call] = []
         self._wake = threading.Condition()
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -191,7 +192,8 @@ class SegmentStore:
         loop.call_soon_threadsafe(_succeed, ready, None)
         try:
             self._serve(journal, Upkeep(journal), loop)
-        finally:
+        finally:  # also after an error of our own: nobody may wait for ever, the loop's supervisor hears of it
+            self._abandon(loop)
             journal.close()
             self._unlock()
 
@@ -208,13 +210,25 @@ class SegmentStore:
             calls = self._take(tidied_s + TIDY_S)
             if calls is None:
                 return
+            self._current = calls
             if calls:
                 results = journal.append([entry for call in calls for entry in call.entries])
                 loop.call_soon_threadsafe(_resolve, calls, results)
+                self._current = []
                 upkeep.tend()
             if time.monotonic() - tidied_s >= TIDY_S:
                 upkeep.tidy()
                 tidied_s = time.monotonic()
+
+    def _abandon(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Refuse what still waits; after a regular end nothing does."""
+        with self._wake:
+            self._closing = True
+            calls = [*self._current, *self._waiting]
+            self._waiting.clear()
+        error = store_error("internal", "the writer of the buffer ended", "its error is in the log; restart the daemon")
+        for call in calls:
+            loop.call_soon_threadsafe(_fail, call.future, error)
 
     def _take(self, until_s: float) -> list[_Call] | None:
         """The next group: all that waits, up to a bound. Empty when it is time to tidy, None when all is done."""

@@ -9,6 +9,7 @@ import pytest
 
 from edged.buffer.store import SegmentStore
 from edged.domain import FrameId, Kind, Receipt, Totals
+from edged.errors import StoreError
 from edged.ports import ResultStore
 from tests.support.buffer import commit, entries, entry, store_settings, with_store
 
@@ -147,6 +148,23 @@ def test_a_closed_store_says_so(tmp_path: Path) -> None:
             await store.commit(entries(0, 1))
 
     asyncio.run(run())
+
+
+def test_when_the_writer_breaks_nobody_waits_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures: list[str] = []
+    monkeypatch.setattr("threading.excepthook", lambda failure: failures.append(str(failure.exc_value)))
+
+    async def run() -> list[object]:
+        store = SegmentStore(store_settings(tmp_path), "test")
+        await store.open()
+        monkeypatch.setattr(store._journal, "append", lambda _: 1 // 0)
+        answers = await asyncio.gather(*(store.commit(entries(i, 1)) for i in range(3)), return_exceptions=True)
+        await store.close()
+        return [*answers]
+
+    answers = asyncio.run(run())
+    assert [type(answer) for answer in answers] == [StoreError] * 3
+    assert failures == ["integer division or modulo by zero"]
 
 
 def test_it_is_a_result_store(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def check_accounts(settings: StoreSettings, answered: dict[tuple[str, str, int],
 
 def test_after_every_kill_what_was_answered_is_there_once(tmp_path: Path) -> None:
     settings = store_settings(tmp_path, priorities=PRIORITIES, cap_bytes=256 << 20)
-    answered = kill_often(settings, rounds=12, seed=1)
+    answered = kill_often(settings, rounds=8, seed=1)
     keys = check_accounts(settings, answered)
     assert len(answered) > 100
     assert set(keys.values()) == {1}
@@ -140,7 +140,7 @@ def test_after_every_kill_what_was_answered_is_there_once(tmp_path: Path) -> Non
 
 def test_control_without_frame_identity_a_retry_is_stored_twice(tmp_path: Path) -> None:
     settings = store_settings(tmp_path, priorities=PRIORITIES, cap_bytes=256 << 20, frame_identity=False)
-    keys = check_accounts(settings, kill_often(settings, rounds=6, seed=2))
+    keys = check_accounts(settings, kill_often(settings, rounds=4, seed=2))
     assert max(keys.values()) > 1
 
 

@@ -56,7 +56,7 @@ def test_at_the_cap_the_oldest_become_one_gap_and_the_size_stays_below(tmp_path:
     settings = small(tmp_path)
 
     async def act(store: SegmentStore) -> None:
-        for first in range(0, 3000, 20):
+        for first in range(0, 2000, 20):
             await store.commit(entries(first, 20, size=SIZE))
             assert tree_bytes(settings.directory) <= settings.cap_bytes
 
@@ -64,7 +64,7 @@ def test_at_the_cap_the_oldest_become_one_gap_and_the_size_stays_below(tmp_path:
     [((_, _), items)] = read_everything(settings.directory).items()
     [gap] = gaps_of(items)
     assert (gap.first, gap.reason, gap.upper_bound) == (1, "cap", False)
-    assert [row.seq for row in rows_of(items)] == list(range(gap.last + 1, 3001))
+    assert [row.seq for row in rows_of(items)] == list(range(gap.last + 1, 2001))
     assert len(rows_of(items)) > 200
 
 
@@ -198,14 +198,14 @@ def test_a_damaged_cursor_is_no_acknowledgement(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_stands_still_does_not_grow_the_log_without_bound(tmp_path: Path) -> None:
-    settings = small(tmp_path, cap_bytes=4 * MIB)
+    settings = small(tmp_path, cap_bytes=3 * MIB)
 
     async def act(store: SegmentStore) -> None:
         await store.commit(entries(0, 1))
         with contextlib.closing(open_reading(segment_path(settings.directory, 1))) as stuck:
             stuck.execute("BEGIN")
             stuck.execute("SELECT * FROM entry").fetchone()
-            for first in range(1, 3001):
+            for first in range(1, 1501):
                 await store.commit(entries(first, 1))
             assert tree_bytes(settings.directory) <= settings.cap_bytes
             assert store.facts().state == "ok"
@@ -214,7 +214,7 @@ def test_a_reader_that_stands_still_does_not_grow_the_log_without_bound(tmp_path
 
     with_store(settings, act)
     [((_, _), items)] = read_everything(settings.directory).items()
-    assert len(rows_of(items)) == 3001
+    assert len(rows_of(items)) == 1501
 
 
 @pytest.fixture

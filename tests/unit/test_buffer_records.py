@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edged.buffer.cursor import AckCursor, read_cursor, write_cursor
-from edged.buffer.ledger import EPOCHS_KEPT, first_ledger, read_ledger, write_ledger
+from edged.buffer.ledger import EPOCHS_KEPT, GAPS_KEPT, first_ledger, read_ledger, write_ledger
 from edged.buffer.records import Gap, Range, holes, merge, subtract
 from edged.errors import StoreError
 
@@ -108,3 +108,16 @@ def test_a_ledger_forgets_epochs_of_which_nothing_is_left() -> None:
     shorter = ledger.without_epochs(set())
     assert len(shorter.epochs) == EPOCHS_KEPT
     assert shorter.gaps == ()
+
+
+def test_years_of_outages_do_not_grow_the_ledger() -> None:
+    ledger = first_ledger("device", "machine", 1)
+    for number in range(500):
+        reason = "cap" if number % 2 else "acked"
+        ledger = ledger.with_gaps(
+            ledger.epoch, {"a": [Gap(number * 10 + 1, number * 10 + 10, reason, upper_bound=False)]}
+        )
+    gaps = ledger.gaps_of(ledger.epoch, "a")
+    assert len(gaps) == GAPS_KEPT
+    assert holes([(gap.first, gap.last) for gap in gaps], 1, 5000) == []
+    assert (gaps[0].reason, gaps[-1]) == ("gone", Gap(4991, 5000, "cap", upper_bound=False))
