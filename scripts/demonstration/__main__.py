@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import shutil
 import signal
 import socket
@@ -50,15 +51,16 @@ class Addresses:
 
 
 class Interrupt:
-    """Ctrl-C, SIGTERM or SIGHUP: the first ends the feeding, the second everything."""
+    """Ctrl-C, SIGTERM or SIGHUP. While frames are fed the first one ends the feeding; else it ends everything."""
 
     def __init__(self) -> None:
         self.seen = False
+        self.feeding = False
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, self._handle)
 
     def _handle(self, *_: object) -> None:
-        if self.seen:
+        if self.seen or not self.feeding:
             raise KeyboardInterrupt
         self.seen = True
 
@@ -75,6 +77,9 @@ def main() -> int:
         code = 1
     except KeyboardInterrupt:
         code = 130
+    except BrokenPipeError:  # whoever read along (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
     if code == 1:
         print(f"demo: the logs and the state are in {place}", file=sys.stderr)
     else:
@@ -112,6 +117,7 @@ class _Demo:
         machine.bring_up_loopback()
         (self._place / "spool").mkdir()
         with Machine(self._place) as processes:
+            self._screen.say("demo: starting broker, subscriber, daemon and sync")
             addresses = self._addresses()
             subscriber = self._start(processes, addresses)
             self._follow(processes, subscriber)
@@ -151,6 +157,7 @@ class _Demo:
     def _follow(self, processes: Machine, subscriber: Subscriber) -> None:
         """Feed, listen and show until the time is over, then until everything has arrived."""
         feeder = Feeder(self._place / "spool", self._images, self._books)
+        self._interrupt.feeding = True
         start = time.monotonic()
         end = start + self._seconds if self._seconds else float("inf")
         for now in self._ticks(processes, subscriber, start):

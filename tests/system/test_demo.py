@@ -122,6 +122,16 @@ def test_ctrl_c_ends_everything_and_nothing_is_lost(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_ctrl_c_while_it_starts_ends_it_at_once(tmp_path: Path) -> None:
+    demo = Demo(tmp_path)
+    demo.read_until(re.compile("starting"))
+    demo.process.send_signal(signal.SIGINT)
+    assert demo.end() == 130
+    assert demo.left() == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
 def test_a_killed_demo_leaves_no_process(tmp_path: Path) -> None:
     demo = Demo(tmp_path)
     demo.read_until(UNDER_WAY)
