@@ -36,8 +36,8 @@ def load(path: Path) -> Network:
 
 def network(model: onnx.ModelProto, where: str = "the ANN") -> Network:
     """Translate a model that is in memory already. Raises as ``load``."""
-    _check(model, where)
-    name, shape = _input(model, where)
+    check_model(model, where)
+    name, shape = sole_input(model, where)
     reader = _Reader(model, name, shape)
     layers, refusals = reader.layers()
     if refusals:
@@ -53,7 +53,8 @@ def network(model: onnx.ModelProto, where: str = "the ANN") -> Network:
     return found
 
 
-def _check(model: onnx.ModelProto, where: str) -> None:
+def check_model(model: onnx.ModelProto, where: str) -> None:
+    """A valid model of a supported opset, whole in one file. Raises ConversionError."""
     if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
         raise ConversionError(f"{where}: its weights lie in other files", "save the model as one file")
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
@@ -65,7 +66,8 @@ def _check(model: onnx.ModelProto, where: str) -> None:
         raise ConversionError(f"{where}: not a valid ONNX model: {error}") from None
 
 
-def _input(model: onnx.ModelProto, where: str) -> tuple[str, tuple[int, ...]]:
+def sole_input(model: onnx.ModelProto, where: str) -> tuple[str, tuple[int, ...]]:
+    """Name of the one float input, and the shape of one sample. Raises ConversionError."""
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     if len(inputs) != 1:
@@ -100,7 +102,7 @@ class _Reader:
             try:
                 layer = self._layer(node, index)
             except NotSupportedError as refused:
-                refusals.append(Refusal(_name(node, index), node.op_type, refused.reason, refused.hint))
+                refusals.append(Refusal(node_name(node, index), node.op_type, refused.reason, refused.hint))
             else:
                 layers += [layer] if layer else []
         return layers, refusals
@@ -127,10 +129,11 @@ class _Reader:
             known = ", ".join(sorted((*OPERATORS, "Constant", "Identity")))
             raise NotSupportedError("this operator is not supported", f"supported: {known}")
         operation = operator(view)
-        return Layer(_name(node, index), operation, view.inputs, node.output[0], view.sample_shape())
+        return Layer(node_name(node, index), operation, view.inputs, node.output[0], view.sample_shape())
 
 
-def _name(node: onnx.NodeProto, index: int) -> str:
+def node_name(node: onnx.NodeProto, index: int) -> str:
+    """What a person finds a node by."""
     return node.name or f"#{index} → {node.output[0]}"
 
 
