@@ -56,8 +56,8 @@ def input_entry(name: str, shape: tuple[int, ...], preprocess: tuple[Preprocess,
 
 def draft(converted: Converted, entry: Input, identity: Identity, ann_sha256: str) -> ManifestDraft:
     """Everything the manifest says about a converted network."""
-    graph, timesteps = converted.spiking.graph, converted.timesteps
-    states = tuple(State(input=s.input, output=s.output, shape=s.shape, neuron="IF") for s in graph.states)
+    graph, timesteps = converted.spiking.graph, converted.spiking.steps
+    states = tuple(State(input=s.input, output=s.output, shape=s.shape, neuron=s.neuron) for s in graph.states)
     return ManifestDraft(
         name=identity.name,
         version=identity.version,
@@ -81,7 +81,7 @@ def write(
 ) -> Bundle:
     """Write the bundle to ``dest``, which must not exist. Raises BundleError; then nothing was written."""
     manifest = draft(converted, entry, identity, ann_sha256)
-    spec = converted.spiking.graph.spec(converted.timesteps)
+    spec = converted.spiking.graph.spec(converted.spiking.steps)
     model = check_step_graph(converted.spiking.graph.model, spec)
     return write_bundle(
         dest,

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from cloud_sync.convert.firing import Firing
 from cloud_sync.convert.report import Cost, Report
 from edged.bundle.manifest import Input, ManifestDraft
+
+_SPIKES = {
+    str(Firing.BINARY): "binary spikes",
+    str(Firing.SIGNED): "spikes of -1 and 1",
+    str(Firing.ACCUMULATE): "binary spikes",
+}
 
 
 def card(manifest: ManifestDraft, notes: str, report: Report) -> str:
@@ -16,16 +25,29 @@ def card(manifest: ManifestDraft, notes: str, report: Report) -> str:
 
 
 def _what(manifest: ManifestDraft, report: Report) -> str:
-    exact = "Its weights lie on a grid on which every engine computes the same bits.\n" if report.exact else ""
+    extra = "".join(f"{line}\n" for line in _extras(report))
+    spikes = _SPIKES[report.firing or Firing.BINARY]
     return f"""## What it is
 
-A spiking network of integrate-and-fire neurons (binary spikes, reset by subtraction), converted from a ReLU network.
+A spiking network of integrate-and-fire neurons ({spikes}, reset by subtraction), converted from a ReLU network.
 It runs {manifest.timesteps} time steps on the same input; the scores are the mean output.
-{exact}
+{extra}
 - Input: {input_line(manifest.inputs[0])}
 - Classes: {", ".join(manifest.labels)}
 - License: {manifest.license or "not stated"}
 """
+
+
+def _extras(report: Report) -> Iterator[str]:
+    if report.exact:
+        yield "Its weights lie on a grid on which every engine computes the same bits."
+    if report.steps:
+        yield f"A layer fires when all of its input has come, up to {report.timesteps} times a neuron."
+    if report.weights == "int8":
+        yield "The weights of each output lie on 255 levels (8 bits); the file holds them as float32."
+    if report.bias_correction:
+        yield "Biases were moved until the means of each channel were the ANN's on the calibration images."
+    yield from (f"Note: {note}." for note in report.notes)
 
 
 def input_line(entry: Input) -> str:

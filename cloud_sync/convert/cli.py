@@ -17,9 +17,10 @@ from pathlib import Path
 
 from cloud_sync.convert.bundle import Identity, input_entry, write
 from cloud_sync.convert.errors import ConversionError, RefusedNodesError
+from cloud_sync.convert.firing import Firing
 from cloud_sync.convert.load import load
 from cloud_sync.convert.network import Network
-from cloud_sync.convert.pipeline import convert
+from cloud_sync.convert.pipeline import Options, convert
 from cloud_sync.convert.report import SWEEP, Evaluation, Report, assess
 from cloud_sync.convert.samples import read_images, read_labelled, samples
 from cloud_sync.convert.timing import measure
@@ -53,17 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     if os.path.lexists(options.out):
         raise ConversionError(f"{options.out} exists", "name a directory that does not exist yet")
-    network = load(options.ann)
+    network = load(options.ann, options.until)
     entry = input_entry(network.input, network.input_shape, _preprocess(options))
     labels = _labels(options.labels, network.classes)
     _say(f"{options.ann}: {sum(1 for _ in network.relus())} layers of neurons, {network.parameters:,} parameters")
     calibration = samples(entry, read_images(options.calibrate))
     evaluation = _evaluation(options.evaluate, network, entry)
     _say(f"calibrating on {len(calibration)} images for T = {options.timesteps}")
-    converted = convert(network, calibration, options.timesteps, exact=options.exact)
+    converted = convert(network, calibration, options.timesteps, _recipe(options), _say)
     _say(f"judging on {options.evaluate or 'the calibration images'}, at T = {', '.join(map(str, SWEEP))} too")
     judged = evaluation or Evaluation(calibration, None, "the calibration images, without labels")
-    report = assess(network, calibration, converted, judged, exact=options.exact)
+    report = assess(network, calibration, converted, judged, say=_say)
     _tell(report)
     times = measure(converted, judged.samples[:1])
     _say(f"one image, one thread, this machine: ANN {times.ann_us:.0f} µs, spiking {times.spiking_us:.0f} µs")
@@ -76,10 +77,22 @@ def _run(options: argparse.Namespace) -> None:
     print(bundle.name, bundle.version, bundle.digest)
 
 
+def _recipe(options: argparse.Namespace) -> Options:
+    return Options(
+        firing=options.firing,
+        exact=options.exact,
+        correct_biases=options.bias_correction,
+        weights=options.weights,
+    )
+
+
 def _tell(report: Report) -> None:
+    for note in report.notes:
+        _say(f"note: {note}")
     for point in report.by_timesteps:
         right = "" if point.accuracy is None else f"{100 * point.accuracy:.2f} % right, "
-        _say(f"  T = {point.timesteps}: {right}{100 * point.agreement:.2f} % as the ANN")
+        steps = f" ({point.steps} steps)" if point.steps else ""
+        _say(f"  T = {point.timesteps}{steps}: {right}{100 * point.agreement:.2f} % as the ANN")
     for name, cost in (("ANN", report.ann), (f"spiking, T = {report.timesteps}", report.spiking)):
         done = cost.synaptic_operations
         right = "" if cost.accuracy is None else f"{100 * cost.accuracy:.2f} % right, "
@@ -139,9 +152,28 @@ def _parser() -> argparse.ArgumentParser:
     add("--labels", metavar="A,B,…|FILE", help="names of the classes in order (default: 0, 1, …)")
     add("--description", default="", help="one sentence for the manifest and the card")
     add("--license", default="", help="the licence of the weights, as an SPDX identifier")
-    add("--exact", action="store_true", help="round weights to a grid on which every engine computes the same bits")
+    add("--until", default="", metavar="NODE", help="convert the part up to this node; its output is the bundle's")
+    _add_recipe(parser.add_argument_group("how spikes carry activations"))
     _add_preprocessing(parser.add_argument_group("preprocessing, in this order; goes into the manifest"))
     return parser
+
+
+def _add_recipe(group: argparse._ArgumentGroup) -> None:
+    firing = group.add_mutually_exclusive_group()
+    add = firing.add_argument
+    add("--signed", dest="firing", action="store_const", const=Firing.SIGNED, help="neurons may take a spike back")
+    add(
+        "--accumulate",
+        dest="firing",
+        action="store_const",
+        const=Firing.ACCUMULATE,
+        help="a layer fires when all of its input has come: equal to the ANN rounded to T levels, but more steps",
+    )
+    group.set_defaults(firing=Firing.BINARY)
+    add = group.add_argument
+    add("--bias-correction", action="store_true", help="move biases until each channel's mean is the ANN's")
+    add("--exact", action="store_true", help="round weights to a grid on which every engine computes the same bits")
+    add("--weights", choices=("float32", "int8"), default="float32", help="int8: 255 levels for each output channel")
 
 
 def _add_preprocessing(group: argparse._ArgumentGroup) -> None:

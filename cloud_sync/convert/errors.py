@@ -33,8 +33,10 @@ class RefusedNodesError(ConversionError):
 
     code = "refused"
 
-    def __init__(self, where: str, refusals: Sequence[Refusal]) -> None:
+    def __init__(self, where: str, refusals: Sequence[Refusal], prefix: str = "") -> None:
+        """``prefix`` names the last value up to which everything can be converted, if there is one."""
         noun = "node" if len(refusals) == 1 else "nodes"
         lines = "\n".join(f"  {refusal}" for refusal in refusals)
-        super().__init__(f"{where}: {len(refusals)} {noun} cannot be converted\n{lines}")
+        offer = f"\n  everything up to {prefix!r} can be converted: --until {prefix!r}" if prefix else ""
+        super().__init__(f"{where}: {len(refusals)} {noun} cannot be converted\n{lines}{offer}")
         self.refusals = tuple(refusals)

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud_sync.convert.ann import Ann
-from cloud_sync.convert.network import Conv, Dense, Floats, Network
+from cloud_sync.convert.network import Floats, Network
 from cloud_sync.convert.operations import LayerCounter, SynapticOperations
 from cloud_sync.convert.runtime import Runtime
-from cloud_sync.convert.spiking import SpikingNetwork
+from cloud_sync.convert.step import SpikingNetwork
 
 _BATCH = 256
 
@@ -60,7 +60,7 @@ class _Meter:
 def run_ann(network: Network, samples: Floats) -> Activity:
     """One pass of the folded ANN over samples (N, *input_shape)."""
     ann = Ann(network)
-    weighted = [(layer, layer.operation) for layer in network.layers if isinstance(layer.operation, Conv | Dense)]
+    weighted = list(network.weighted())
     meter = _Meter([LayerCounter(made, network.shape(layer.inputs[0]), layer.shape) for layer, made in weighted])
     watched = [*(layer.inputs[0] for layer, _ in weighted), *(relu.output for relu in network.relus())]
     for batch in _batches(samples):
@@ -70,8 +70,8 @@ def run_ann(network: Network, samples: Floats) -> Activity:
     return meter.activity()
 
 
-def run_spiking(spiking: SpikingNetwork, samples: Floats, timesteps: int) -> Activity:
-    """``timesteps`` steps from zero state over samples (N, *input_shape), or (N, T, *input_shape) of a sequence.
+def run_spiking(spiking: SpikingNetwork, samples: Floats, steps: int) -> Activity:
+    """``steps`` steps from zero state over samples (N, *input_shape), or (N, T, *input_shape) of a sequence.
 
     Scores are the mean output.
     """
@@ -84,13 +84,13 @@ def run_spiking(spiking: SpikingNetwork, samples: Floats, timesteps: int) -> Act
     for batch in _batches(samples):
         feeds = {state.input: np.zeros((len(batch), *state.shape), np.float32) for state in graph.states}
         total = np.zeros((len(batch), graph.classes), np.float32)
-        for step in range(timesteps):
+        for step in range(steps):
             feeds[graph.inputs[0].name] = np.ascontiguousarray(batch[:, step]) if sequence else batch
             output, *values = runtime.run(feeds, fetches)
             total += output
             feeds |= {state.input: value for state, value in zip(graph.states, values, strict=False)}
             meter.see(values[len(graph.states) :])
-        meter.keep(total / np.float32(timesteps))
+        meter.keep(total / np.float32(steps))
     return meter.activity()
 
 

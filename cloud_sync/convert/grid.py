@@ -9,15 +9,12 @@ over all steps, can leave the exact range.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cloud_sync.convert.errors import ConversionError, Refusal, RefusedNodesError
-from cloud_sync.convert.network import Conv, Dense, Floats, Network, Relu, Reshape
-
-if TYPE_CHECKING:
-    from cloud_sync.convert.spiking import SpikingNetwork
+from cloud_sync.convert.network import Conv, Dense, Floats, Layer, MaxPool, Network, Relu, Reshape
+from cloud_sync.convert.step import SpikingNetwork
 
 _INPUT = 2.0**-8
 _FIRST_WEIGHT = 2.0**-8
@@ -32,7 +29,7 @@ def check_layers(network: Network) -> None:
             layer.name, type(layer.operation).__name__, "its values leave the exact grid", "convert without --exact"
         )
         for layer in network.layers
-        if not isinstance(layer.operation, Conv | Dense | Relu | Reshape)
+        if not isinstance(layer.operation, Conv | Dense | Relu | Reshape) and not _pools_spikes(network, layer)
     ]
     refusals += [
         Refusal(relu.name, "Relu", "it does not follow a Conv or Gemm of its own", "convert without --exact")
@@ -60,13 +57,11 @@ def snapped(operation: Conv | Dense, *, analogue: bool) -> Conv | Dense:
 
 def prove(spiking: SpikingNetwork, timesteps: int) -> None:
     """Show that every sum stays exact: the membrane of a neuron holds at most T currents and one threshold."""
-    entry = spiking.graph.inputs[0]
-    analogue = None if entry.sequence else entry.name
     for synapses in spiking.synapses:
         weight = np.abs(synapses.operation.weight.astype(np.float64))
         over = 0 if isinstance(synapses.operation, Dense) else tuple(range(1, weight.ndim))
         current = (weight.sum(axis=over) + np.abs(synapses.operation.bias)).max()
-        grid = _FIRST_WEIGHT * _INPUT if synapses.source == analogue else _WEIGHT
+        grid = _FIRST_WEIGHT * _INPUT if synapses.source == spiking.analogue else _WEIGHT
         if timesteps * current + 1 >= _EXACT * grid:
             reach, limit = f"{timesteps * current:.0f}", f"{_EXACT * grid:.0f}"
             raise ConversionError(
@@ -78,3 +73,13 @@ def prove(spiking: SpikingNetwork, timesteps: int) -> None:
 def _follows_weights(network: Network, value: str) -> bool:
     made_by = network.producer(value)
     return made_by is not None and isinstance(made_by.operation, Conv | Dense) and network.uses(value) == 1
+
+
+def _pools_spikes(network: Network, layer: Layer) -> bool:
+    """Whether a layer takes the maximum of spikes, which is a spike again."""
+    if not isinstance(layer.operation, MaxPool):
+        return False
+    made_by = network.producer(layer.inputs[0])
+    while made_by is not None and isinstance(made_by.operation, Reshape | MaxPool):
+        made_by = network.producer(made_by.inputs[0])
+    return made_by is not None and isinstance(made_by.operation, Relu)

@@ -7,50 +7,71 @@ fixed batch converts as well as one with a symbolic batch; a node that mixes sam
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper, shape_inference
+from onnx import TensorProto, shape_inference
 
-from cloud_sync.convert.errors import ConversionError, Refusal, RefusedNodesError
-from cloud_sync.convert.network import Layer, Network
-from cloud_sync.convert.operators import OPERATORS, NodeView, NotSupportedError
+from cloud_sync.convert.cut import cut, prefix
+from cloud_sync.convert.errors import ConversionError, RefusedNodesError
+from cloud_sync.convert.network import Layer, Network, Reshape
+from cloud_sync.convert.reader import Reader, node_name
+
+__all__ = ["check_model", "load", "network", "node_name", "sole_input"]
 
 _OLDEST_OPSET = 9  # BatchNormalization has had its present outputs since then
 
 
-def load(path: Path) -> Network:
-    """Read an ANN. Raises RefusedNodesError for unsupported nodes, ConversionError when it is no network of ours."""
+def load(path: Path, until: str = "") -> Network:
+    """Read an ANN, or the part of it that makes the first output of node ``until``.
+
+    Raises RefusedNodesError for unsupported nodes, ConversionError when it is no network of ours.
+    """
     try:
         model = onnx.load_model_from_string(path.read_bytes())
     except OSError as error:
         raise ConversionError(f"{path}: {error.strerror}") from None
     except DecodeError as error:
         raise ConversionError(f"{path}: not an ONNX file: {error}") from None
-    return network(model, str(path))
+    return network(model, str(path), until)
 
 
-def network(model: onnx.ModelProto, where: str = "the ANN") -> Network:
+def network(model: onnx.ModelProto, where: str = "the ANN", until: str = "") -> Network:
     """Translate a model that is in memory already. Raises as ``load``."""
     check_model(model, where)
+    model = cut(model, until, where) if until else model
     name, shape = sole_input(model, where)
-    reader = _Reader(model, name, shape)
+    reader = Reader(model, name, shape)
     layers, refusals = reader.layers()
     if refusals:
-        raise RefusedNodesError(where, refusals)
+        raise RefusedNodesError(where, refusals, prefix(name, layers))
     if len(model.graph.output) != 1:
         raise ConversionError(f"{where}: {len(model.graph.output)} outputs", "a classifier has one: its logits")
     output = reader.alias(model.graph.output[0].name)
-    found = Network(name, shape, tuple(_needed(layers, output)), output)
-    if len(found.shape(output)) != 1:
-        raise ConversionError(f"{where}: the output has shape {found.shape(output)}", "it must be (batch, classes)")
+    found = Network(name, shape, tuple(_needed(layers, output)), output, tuple(reader.notes))
+    return _classifier(_flat(found) if until else found, where)
+
+
+def _classifier(found: Network, where: str) -> Network:
+    shape = found.shape(found.output)
+    if len(shape) != 1:
+        raise ConversionError(f"{where}: the output has shape {shape}", "it must be (batch, classes)")
     if not any(found.relus()):
         raise ConversionError(f"{where}: there is no Relu, so nothing would spike")
     return found
+
+
+def _flat(found: Network) -> Network:
+    """The same with its output in one row: what lies before a cut may be a feature map."""
+    shape = found.shape(found.output)
+    if len(shape) == 1:
+        return found
+    name = f"{found.output}/flat"
+    flat = Layer(name, Reshape(), (found.output,), name, (found.classes,))
+    note = f"the output is the feature map {found.output!r} of shape {shape} in one row"
+    return replace(found, layers=(*found.layers, flat), output=name, notes=(*found.notes, note))
 
 
 def check_model(model: onnx.ModelProto, where: str) -> None:
@@ -81,62 +102,6 @@ def sole_input(model: onnx.ModelProto, where: str) -> tuple[str, tuple[int, ...]
     return inputs[0].name, tuple(sizes[1:])
 
 
-class _Reader:
-    """Walks the nodes of one model. Constants, shapes and aliases (of Identity) are looked up by value name."""
-
-    def __init__(self, model: onnx.ModelProto, name: str, shape: tuple[int, ...]) -> None:
-        self._nodes = model.graph.node
-        self._constants: dict[str, NDArray[Any]] = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-        self._aliases: dict[str, str] = {}
-        self._shapes = _shapes_for_one(model, name, shape)
-
-    def alias(self, value: str) -> str:
-        """The name under which a value was made."""
-        return self._aliases.get(value, value)
-
-    def layers(self) -> tuple[list[Layer], list[Refusal]]:
-        """Every layer in order, and every node that is none."""
-        layers: list[Layer] = []
-        refusals: list[Refusal] = []
-        for index, node in enumerate(self._nodes):
-            try:
-                layer = self._layer(node, index)
-            except NotSupportedError as refused:
-                refusals.append(Refusal(node_name(node, index), node.op_type, refused.reason, refused.hint))
-            else:
-                layers += [layer] if layer else []
-        return layers, refusals
-
-    def _layer(self, node: onnx.NodeProto, index: int) -> Layer | None:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            self._constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-            return None
-        names = [self.alias(value) for value in node.input]
-        if node.op_type == "Identity" and node.domain in ("", "ai.onnx"):
-            if names[0] in self._constants:
-                self._constants[node.output[0]] = self._constants[names[0]]
-            self._aliases[node.output[0]] = names[0]
-            return None
-        view = NodeView(
-            inputs=tuple(name for name in names if name and name not in self._constants),
-            arguments=tuple(self._constants.get(name) for name in names),
-            attributes={a.name: helper.get_attribute_value(a) for a in node.attribute},
-            shapes=tuple(self._shapes.get(value) for value in node.input),
-            output_shape=self._shapes.get(node.output[0]),
-        )
-        operator = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-        if operator is None:
-            known = ", ".join(sorted((*OPERATORS, "Constant", "Identity")))
-            raise NotSupportedError("this operator is not supported", f"supported: {known}")
-        operation = operator(view)
-        return Layer(node_name(node, index), operation, view.inputs, node.output[0], view.sample_shape())
-
-
-def node_name(node: onnx.NodeProto, index: int) -> str:
-    """What a person finds a node by."""
-    return node.name or f"#{index} → {node.output[0]}"
-
-
 def _needed(layers: list[Layer], output: str) -> Iterator[Layer]:
     """The layers that the output depends on, in order: what training left behind is dropped."""
     wanted, kept = {output}, []
@@ -145,23 +110,3 @@ def _needed(layers: list[Layer], output: str) -> Iterator[Layer]:
             wanted.update(layer.inputs)
             kept.append(layer)
     return reversed(kept)
-
-
-def _shapes_for_one(model: onnx.ModelProto, name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...] | None]:
-    """The static shape of each value for a batch of one; None where it is not static."""
-    single = onnx.ModelProto()
-    single.CopyFrom(model)
-    del single.graph.value_info[:]
-    for value in single.graph.input:
-        if value.name == name:
-            value.CopyFrom(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, *shape]))
-    for value in single.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    inferred = shape_inference.infer_shapes(single, data_prop=True).graph
-    found: dict[str, tuple[int, ...] | None] = {}
-    for value in (*inferred.input, *inferred.value_info, *inferred.output):
-        sizes = tuple(int(dim.dim_value) for dim in value.type.tensor_type.shape.dim)
-        found[value.name] = sizes if sizes and min(sizes) > 0 else None
-    for tensor in model.graph.initializer:
-        found[tensor.name] = tuple(np.shape(numpy_helper.to_array(tensor)))
-    return found

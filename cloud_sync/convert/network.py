@@ -39,7 +39,7 @@ class Dense:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Affine:
-    """y = x * scale + shift for each channel, both (C,): BatchNormalization or an added constant, until folded."""
+    """y = x * scale + shift for each channel, both (C,): BatchNormalization or an arithmetic constant, until folded."""
 
     scale: NDArray[np.float64]
     shift: NDArray[np.float64]
@@ -53,6 +53,17 @@ class AveragePool:
     strides: tuple[int, ...]
     pads: tuple[int, ...]
     count_padding: bool = False
+    ceil: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MaxPool:
+    """The largest value of each window; what is padded never wins."""
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    pads: tuple[int, ...]
+    dilations: tuple[int, ...]
     ceil: bool = False
 
 
@@ -72,11 +83,27 @@ class Sum:
 
 
 @dataclass(frozen=True, slots=True)
+class Concat:
+    """Values that differ in their channels only, one behind the other."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scale:
+    """y = x * factor for each channel, (C,): costs nothing, since what a spike stands for is folded into weights."""
+
+    factor: Floats
+
+
+@dataclass(frozen=True, slots=True)
 class Relu:
-    """max(0, x): becomes a neuron."""
+    """min(max(0, x), upper): becomes a neuron."""
+
+    upper: float = math.inf
 
 
-Operation: TypeAlias = Conv | Dense | Affine | AveragePool | GlobalAveragePool | Reshape | Sum | Relu
+Operation: TypeAlias = (
+    Conv | Dense | Affine | AveragePool | MaxPool | GlobalAveragePool | Reshape | Sum | Concat | Scale | Relu
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,12 +119,16 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Network:
-    """A feed-forward network in topological order: ``input`` of ``input_shape`` → ``output``, scores (classes,)."""
+    """A feed-forward network in topological order: ``input`` of ``input_shape`` → ``output``, scores (classes,).
+
+    ``notes`` say in plain sentences what was left out of the file because it changes no winner.
+    """
 
     input: str
     input_shape: tuple[int, ...]
     layers: tuple[Layer, ...]
     output: str
+    notes: tuple[str, ...] = ()
 
     def producer(self, value: str) -> Layer | None:
         """The layer that makes a value; None for the network's input."""
@@ -116,6 +147,10 @@ class Network:
         """The layers that become neurons, in order."""
         return (layer for layer in self.layers if isinstance(layer.operation, Relu))
 
+    def weighted(self) -> Iterator[tuple[Layer, Conv | Dense]]:
+        """The layers with weights, in order, each with its operation."""
+        return ((layer, layer.operation) for layer in self.layers if isinstance(layer.operation, Conv | Dense))
+
     @property
     def classes(self) -> int:
         """How many scores the network puts out."""
@@ -124,8 +159,4 @@ class Network:
     @property
     def parameters(self) -> int:
         """How many weights and biases it has."""
-        return sum(
-            layer.operation.weight.size + layer.operation.bias.size
-            for layer in self.layers
-            if isinstance(layer.operation, Conv | Dense)
-        )
+        return sum(made.weight.size + made.bias.size for _, made in self.weighted())

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from cloud_sync.convert.network import (
     Affine,
     AveragePool,
+    Concat,
     Conv,
     Dense,
     Floats,
     GlobalAveragePool,
+    MaxPool,
     Operation,
     Relu,
     Reshape,
@@ -102,7 +104,7 @@ def _gemm(node: NodeView) -> Operation:
 
 def _matmul(node: NodeView) -> Operation:
     if len(node.inputs) == 2:
-        raise NotSupportedError("it multiplies two activations", "attention is not supported yet")
+        raise NotSupportedError("it multiplies two activations", "attention has no form here")
     _only_activation(node)
     weight = node.weights(1, "weight")
     if weight.ndim != 2 or node.shapes[0] is None or len(node.shapes[0]) != 2:
@@ -130,16 +132,88 @@ def _add(node: NodeView) -> Operation:
         if node.shapes[0] != node.shapes[1]:
             raise NotSupportedError(f"it broadcasts {node.shapes[0]} against {node.shapes[1]}", "give both one shape")
         return Sum()
-    position = 0 if node.arguments[0] is not None else 1
+    constant = per_channel(node, 0 if node.arguments[0] is not None else 1)
+    return Affine(np.ones_like(constant), constant)
+
+
+def _subtract(node: NodeView) -> Operation:
+    if len(node.inputs) == 2:
+        raise NotSupportedError("it subtracts two activations", "add them, with the sign in the weights before")
+    if node.arguments[0] is not None:
+        constant = per_channel(node, 0)
+        return Affine(-np.ones_like(constant), constant)
+    constant = per_channel(node, 1)
+    return Affine(np.ones_like(constant), -constant)
+
+
+def _multiply(node: NodeView) -> Operation:
+    if len(node.inputs) == 2:
+        raise NotSupportedError("it multiplies two activations", "gates and attention of that kind have no form here")
+    constant = per_channel(node, 0 if node.arguments[0] is not None else 1)
+    return Affine(constant, np.zeros_like(constant))
+
+
+def _divide(node: NodeView) -> Operation:
+    if len(node.inputs) == 2 or node.arguments[0] is not None:
+        raise NotSupportedError("it divides by an activation")
+    constant = per_channel(node, 1)
+    if not constant.all():
+        raise NotSupportedError("it divides by zero")
+    return Affine(1 / constant, np.zeros_like(constant))
+
+
+def per_channel(node: NodeView, position: int) -> NDArray[np.float64]:
+    """A constant that varies along axis 1 at most, for the other input of a binary node: one number a channel (C,)."""
     constant = node.weights(position, "constant")
     shape = node.shapes[1 - position]
     channels = shape[1] if shape else 0
-    if not shape or constant.size not in (1, channels) or not _per_channel(constant.shape, shape):
+    if not shape or constant.size not in (1, channels) or not _along_channels(constant.shape, shape):
         raise NotSupportedError(
-            f"it adds a constant of shape {constant.shape} to {shape}", "one number a channel at most"
+            f"a constant of shape {constant.shape} meets an activation of {shape}", "one number a channel at most"
         )
-    shift = np.broadcast_to(constant.astype(np.float64).ravel(), (channels,))
-    return Affine(np.ones(channels), np.array(shift))
+    return np.array(np.broadcast_to(constant.astype(np.float64).ravel(), (channels,)))
+
+
+def _clip(node: NodeView) -> Operation:
+    low, up = (_bound(node, position, name) for position, name in ((1, "min"), (2, "max")))
+    if low != 0:
+        raise NotSupportedError(f"it clips at {low}", "a rate cannot be negative: the lower bound must be 0 (ReLU6)")
+    if not up > 0:
+        raise NotSupportedError(f"it clips to {low}..{up}", "the upper bound must be above 0")
+    return Relu(up)
+
+
+def _bound(node: NodeView, position: int, name: str) -> float:
+    """A bound of Clip: an input since opset 11, an attribute before."""
+    if position < len(node.arguments) and node.arguments[position] is not None:
+        return float(np.asarray(node.arguments[position]).ravel()[0])
+    if len(node.inputs) > 1:
+        raise NotSupportedError(f"its {name} is not a constant")
+    return float(node.attributes.get(name, -math.inf if name == "min" else math.inf))
+
+
+def _concat(node: NodeView) -> Operation:
+    if len(node.inputs) != len(node.arguments):
+        raise NotSupportedError("it joins activations with a constant", "only activations can be joined")
+    rank = len(node.sample_shape()) + 1
+    axis = int(node.attributes["axis"])
+    if axis % rank != 1:
+        raise NotSupportedError(f"it joins along axis {axis}", "only channels, axis 1, can be joined")
+    return Concat()
+
+
+def _max_pool(node: NodeView) -> Operation:
+    kernel = node.numbers("kernel_shape", ())
+    ones = (1,) * len(kernel)
+    strides, dilations = node.numbers("strides", ones), node.numbers("dilations", ones)
+    pads = _pads(node, kernel, strides, dilations)
+    return MaxPool(kernel, strides, pads, dilations, bool(node.attributes.get("ceil_mode")))
+
+
+def _global_max_pool(node: NodeView) -> Operation:
+    kernel = (node.shapes[0] or ())[2:]
+    ones = (1,) * len(kernel)
+    return MaxPool(kernel, ones, (0,) * (2 * len(kernel)), ones)
 
 
 def _average_pool(node: NodeView) -> Operation:
@@ -175,7 +249,7 @@ def _vector(values: Floats, size: int) -> Floats:
     return np.array(np.broadcast_to(flat, (size,)))
 
 
-def _per_channel(constant: tuple[int, ...], activation: tuple[int, ...]) -> bool:
+def _along_channels(constant: tuple[int, ...], activation: tuple[int, ...]) -> bool:
     """Whether a constant that broadcasts against an activation varies along axis 1 only."""
     aligned = (1,) * (len(activation) - len(constant)) + constant
     return len(aligned) == len(activation) and all(size == 1 for axis, size in enumerate(aligned) if axis != 1)
@@ -202,11 +276,20 @@ OPERATORS: Mapping[str, Callable[[NodeView], Operation]] = {
     "Add": _add,
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
+    "Clip": _clip,
+    "Concat": _concat,
     "Conv": _conv,
+    "Div": _divide,
     "Flatten": _reshape,
     "Gemm": _gemm,
     "GlobalAveragePool": lambda _: GlobalAveragePool(),
+    "GlobalMaxPool": _global_max_pool,
     "MatMul": _matmul,
+    "MaxPool": _max_pool,
+    "Mul": _multiply,
     "Relu": lambda _: Relu(),
     "Reshape": _reshape,
+    "Squeeze": _reshape,
+    "Sub": _subtract,
+    "Unsqueeze": _reshape,
 }

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud_sync.convert.evaluate import Activity, accuracy, agreement, run_ann, run_spiking
+from cloud_sync.convert.firing import Firing
 from cloud_sync.convert.network import Conv, Dense, Floats, Network
-from cloud_sync.convert.pipeline import Converted, convert
-from cloud_sync.convert.spiking import SpikingNetwork
+from cloud_sync.convert.pipeline import Converted, Say, convert
+from cloud_sync.convert.step import SpikingNetwork
 
 SCHEMA = "edged.report.v1"
 SWEEP = (4, 8, 16, 32)
@@ -62,16 +63,21 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     membrane_updates: int
 
 
-class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """The spiking network at another number of steps, thresholds chosen anew."""
+class Point(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The spiking network at another T, thresholds chosen anew. ``steps``: how long it runs where that is not T."""
 
     timesteps: int
     accuracy: float | None
     agreement: float
+    steps: int | None = None
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole report. ``alphabet`` are the values of one spike: figures for other alphabets are not comparable."""
+class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The whole report. ``alphabet`` are the values of one spike: figures for other alphabets are not comparable.
+
+    ``steps`` is how long the network runs where that is not T; ``firing`` is binary and ``weights`` are
+    float32 where they are absent; ``notes`` say what was left out of the ANN.
+    """
 
     schema: str
     evaluated_on: str
@@ -84,6 +90,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     spiking: Cost
     ann: Cost
     by_timesteps: tuple[Point, ...]
+    firing: str | None = None
+    steps: int | None = None
+    weights: str | None = None
+    bias_correction: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def assess(
@@ -92,31 +103,38 @@ def assess(
     converted: Converted,
     evaluation: Evaluation,
     *,
-    exact: bool = False,
     sweep: Sequence[int] = SWEEP,
+    say: Say = lambda _: None,
 ) -> Report:
-    """Judge a conversion beside its ANN, and the same conversion at every number of steps of ``sweep``."""
+    """Judge a conversion beside its ANN, and the same conversion at every T of ``sweep``."""
+    options, spiking = converted.options, converted.spiking
     ann = run_ann(converted.ann, evaluation.samples)
-    own = run_spiking(converted.spiking, evaluation.samples, converted.timesteps)
+    own = run_spiking(spiking, evaluation.samples, spiking.steps)
     points = []
     for timesteps in sweep:
-        scores = own.scores
+        made, scores = converted, own.scores
         if timesteps != converted.timesteps:
-            other = convert(original, calibration, timesteps, exact=exact)
-            scores = run_spiking(other.spiking, evaluation.samples, timesteps).scores
-        points.append(_point(timesteps, scores, ann.scores, evaluation))
+            made = convert(original, calibration, timesteps, options)
+            scores = run_spiking(made.spiking, evaluation.samples, made.spiking.steps).scores
+        points.append(_point(made, scores, ann.scores, evaluation))
+        say(f"  judged T = {timesteps}")
     return Report(
         schema=SCHEMA,
         evaluated_on=evaluation.name,
         samples=len(evaluation.samples),
         calibration_samples=len(calibration),
         timesteps=converted.timesteps,
-        alphabet=(0, 1),
-        exact=exact,
+        alphabet=options.firing.alphabet,
+        exact=options.exact,
         agreement=share(agreement(own.scores, ann.scores)),
-        spiking=spiking_cost(converted.spiking, converted.timesteps, own, evaluation),
+        spiking=spiking_cost(spiking, spiking.steps, own, evaluation),
         ann=_ann_cost(converted.ann, ann, evaluation),
         by_timesteps=tuple(points),
+        firing=None if options.firing is Firing.BINARY else str(options.firing),
+        steps=_steps(converted),
+        weights=None if options.weights == "float32" else options.weights,
+        bias_correction=options.correct_biases,
+        notes=original.notes,
     )
 
 
@@ -125,23 +143,28 @@ def encode(report: msgspec.Struct) -> bytes:
     return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
 
 
-def _point(timesteps: int, scores: Floats, reference: Floats, evaluation: Evaluation) -> Point:
-    right = _accuracy(scores, evaluation)
-    return Point(timesteps=timesteps, accuracy=right, agreement=share(agreement(scores, reference)))
+def _point(made: Converted, scores: Floats, reference: Floats, evaluation: Evaluation) -> Point:
+    right, same = _accuracy(scores, evaluation), share(agreement(scores, reference))
+    return Point(timesteps=made.timesteps, accuracy=right, agreement=same, steps=_steps(made))
 
 
-def spiking_cost(network: SpikingNetwork, timesteps: int, activity: Activity, evaluation: Evaluation) -> Cost:
-    """The fields of a spiking network after ``timesteps`` steps over the samples of an evaluation."""
-    neurons = sum(math.prod(state.shape) for state in network.graph.states)
+def _steps(made: Converted) -> int | None:
+    return None if made.spiking.steps == made.timesteps else made.spiking.steps
+
+
+def spiking_cost(network: SpikingNetwork, steps: int, activity: Activity, evaluation: Evaluation) -> Cost:
+    """The fields of a spiking network after ``steps`` steps over the samples of an evaluation."""
+    neurons = sum(math.prod(layer.shape) for layer in network.neurons)
+    states = sum(math.prod(state.shape) for state in network.graph.states)
     weights = [synapses.operation for synapses in network.synapses]
     initializers = network.graph.model.graph.initializer
     parameters = sum(math.prod(tensor.dims) for tensor in initializers)
-    footprint = Footprint(parameters_bytes=parameters * _FLOAT_BYTES, states_bytes=neurons * _FLOAT_BYTES)
-    return _cost(activity, evaluation, footprint, weights, neurons * timesteps)
+    footprint = Footprint(parameters_bytes=parameters * _FLOAT_BYTES, states_bytes=states * _FLOAT_BYTES)
+    return _cost(activity, evaluation, footprint, weights, neurons * steps)
 
 
 def _ann_cost(network: Network, activity: Activity, evaluation: Evaluation) -> Cost:
-    weights = [layer.operation for layer in network.layers if isinstance(layer.operation, Conv | Dense)]
+    weights = [made for _, made in network.weighted()]
     footprint = Footprint(parameters_bytes=network.parameters * _FLOAT_BYTES, states_bytes=0)
     return _cost(activity, evaluation, footprint, weights, 0)
 

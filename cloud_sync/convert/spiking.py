@@ -1,72 +1,60 @@
 """Pass 4: the folded ANN and its thresholds → the canonical graph of one time step.
 
-Each Relu becomes an IF neuron that starts half full: every state of the domain starts at zero, so "θ/2 of θ" is
-written as ``v_th = θ/2, v_sub = θ``, which spikes at the same steps. Where a Relu directly follows a Conv or Dense of
-its own, that layer's weights are divided by θ and the neuron counts in units of θ: ``v_th = 1/2, v_sub = 1``.
+Each Relu becomes a neuron (``firing``). Where a Relu directly follows a Conv or Dense of its own, that layer's weights
+are divided by θ and the neuron counts in units of θ.
 
-A spike stands for θ. This gain is folded into the next weights (through pooling and reshaping, which are linear), and
-is a Mul only where values of different gains are added or leave the network. The input is the same at every step, or
-a sequence of event frames; biases act at every step, the readout is the mean over steps.
+A spike stands for θ. This gain is folded into the next weights (through pooling and reshaping, which do not mind it),
+and is a Mul only where values of different gains are added or leave the network. The input is the same at every step,
+or a sequence of event frames; biases act at every step, the readout is the mean over steps.
+
+Averages and sums are taken step by step. A maximum is taken of running sums, RunningSum → MaxPool → Difference: what
+has been sent after t steps is the largest of what has been received, so the mean over steps is the largest mean. Of
+spikes that makes spikes: sums of 0 and 1 never fall, and their maximum grows by at most one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from cloud_sync.convert.emit import emit
-from cloud_sync.convert.grid import snapped
-from cloud_sync.convert.network import AveragePool, Conv, Dense, Floats, GlobalAveragePool, Layer, Network, Relu, Sum
-from edged.bundle.graph.builder import StepBuilder, StepGraph
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Synapses:
-    """A weighted layer of the step graph: what it computes on tensor ``source`` with samples of ``source_shape``."""
-
-    operation: Conv | Dense
-    source: str
-    source_shape: tuple[int, ...]
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Neurons:
-    """One layer of neurons: its spike tensor, its shape, and the value of the ANN that it stands for."""
-
-    spikes: str
-    shape: tuple[int, ...]
-    stands_for: str
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SpikingNetwork:
-    """The step graph and where in it the synapses and the neurons are."""
-
-    graph: StepGraph
-    synapses: tuple[Synapses, ...]
-    neurons: tuple[Neurons, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Value:
-    """A tensor of the step graph; the ANN's value is ``tensor * gain`` on average. gain broadcasts to one sample."""
-
-    tensor: str
-    gain: Floats | None = None
+from cloud_sync.convert.firing import Firing, NeuronWriter
+from cloud_sync.convert.network import (
+    AveragePool,
+    Concat,
+    Conv,
+    Dense,
+    Floats,
+    GlobalAveragePool,
+    Layer,
+    MaxPool,
+    Network,
+    Relu,
+    Scale,
+    Sum,
+)
+from cloud_sync.convert.step import Neurons, SpikingNetwork, Synapses, Value
+from cloud_sync.convert.weights import Weights, as_they_are
+from edged.bundle.graph.builder import StepBuilder
 
 
 def spiking(
-    network: Network, thresholds: Mapping[str, Floats], *, exact: bool = False, events: bool = False
+    network: Network,
+    thresholds: Mapping[str, Floats],
+    timesteps: int = 1,
+    *,
+    firing: Firing = Firing.BINARY,
+    weights: Weights = as_they_are,
+    events: bool = False,
 ) -> SpikingNetwork:
     """Write the step graph of a network without Affine layers; ``thresholds`` has θ (C,) for each Relu's output.
 
-    ``exact`` rounds weights to the grid of ``grid``, so that no engine rounds a sum. ``events``: the input is a
+    ``timesteps`` is T, which only ACCUMULATE needs to know. ``weights`` may round them. ``events``: the input is a
     sequence, at each step another frame of zeros and ones.
     """
-    writer = _Writer(network, thresholds, exact=exact, events=events)
+    writer = _Writer(network, thresholds, timesteps, firing, weights, events=events)
     for index, layer in enumerate(network.layers):
         writer.add(layer, index)
     return writer.finish()
@@ -75,14 +63,27 @@ def spiking(
 class _Writer:
     """Adds layer after layer; remembers under which tensor and with which gain each value of the ANN lives."""
 
-    def __init__(self, network: Network, thresholds: Mapping[str, Floats], *, exact: bool, events: bool) -> None:
+    def __init__(
+        self,
+        network: Network,
+        thresholds: Mapping[str, Floats],
+        timesteps: int,
+        firing: Firing,
+        weights: Weights,
+        *,
+        events: bool,
+    ) -> None:
         self._network = network
         self._thresholds = thresholds
-        self._exact = exact
-        self._analogue = None if events else network.input  # event frames are spikes like any other
+        self._timesteps = timesteps
+        self._firing = firing
+        self._weights = weights
         self._builder = StepBuilder()
+        self._write = NeuronWriter(self._builder, firing, timesteps)
         entry = self._builder.input(network.input, network.input_shape, sequence=events)
-        self._values = {network.input: _Value(entry)}
+        shown = self._write.shown(entry, len(network.input_shape))
+        self._analogue = "" if events else shown  # event frames are spikes like any other
+        self._values = {network.input: Value(shown, moving=events or firing is Firing.ACCUMULATE)}
         self._synapses: list[Synapses] = []
         self._neurons: list[Neurons] = []
 
@@ -95,40 +96,62 @@ class _Writer:
                 made = self._neuron(layer, inputs[0], name)
             case Conv() | Dense():
                 made = self._weighted(layer, inputs[0], name)
-            case Sum():
-                made = self._sum(layer, inputs, name)
-            case AveragePool() | GlobalAveragePool():
-                value = inputs[0] if _one_gain_a_channel(inputs[0]) else self._plain(inputs[0])
-                made = _Value(emit(self._builder, layer, (value.tensor,), name), value.gain)
+            case Sum() | Concat():
+                made = self._joined(layer, inputs, name)
+            case Scale() as scale:
+                made = replace(inputs[0], gain=_times(inputs[0].gain, scale.factor, layer.shape))
+            case AveragePool() | GlobalAveragePool() | MaxPool():
+                made = self._pool(layer, inputs[0], name)
             case _:
                 gain = _reshaped(inputs[0].gain, self._network.shape(layer.inputs[0]), layer.shape)
-                made = _Value(emit(self._builder, layer, (inputs[0].tensor,), name), gain)
+                made = replace(inputs[0], tensor=emit(self._builder, layer, (inputs[0].tensor,), name), gain=gain)
         self._values[layer.output] = made
 
     def finish(self) -> SpikingNetwork:
         """The graph, with the network's output as ``y``."""
-        output = self._plain(self._values[self._network.output])
-        graph = self._builder.build(output.tensor, self._network.classes)
-        return SpikingNetwork(graph, tuple(self._synapses), tuple(self._neurons))
+        last = self._values[self._network.output]
+        steps = self._firing.steps(self._timesteps, last.depth)
+        if steps != self._timesteps:  # the mean is over all steps, the spikes are worth a T-th each
+            factor = np.full(self._network.classes, steps / self._timesteps, np.float32)
+            last = replace(last, gain=_times(last.gain, factor, (self._network.classes,)))
+        graph = self._builder.build(self._plain(last).tensor, self._network.classes)
+        neurons, synapses = tuple(self._neurons), tuple(self._synapses)
+        return SpikingNetwork(graph, synapses, neurons, steps, self._analogue, self._values)
 
-    def _neuron(self, layer: Layer, value: _Value, name: str) -> _Value:
+    def _neuron(self, layer: Layer, value: Value, name: str) -> Value:
         theta = self._theta(layer)
-        counts_in_theta = _same_gain(value, _Value("", theta))
+        counts_in_theta = _same_gain(value, Value("", theta))
         step = np.ones_like(theta) if counts_in_theta else theta
-        current = value.tensor if counts_in_theta else self._plain(value).tensor
-        spikes = self._builder.neuron("IF", current, layer.shape, name=name, v_th=step / 2, v_sub=step)
+        current = value if counts_in_theta else self._plain(value)
+        spikes = self._write.add(current.tensor, layer.shape, step, value.depth, name)
         self._neurons.append(Neurons(spikes, layer.shape, layer.output))
-        return _Value(spikes, theta)
+        return Value(spikes, theta, value.depth + 1, moving=True)
 
-    def _weighted(self, layer: Layer, value: _Value, name: str) -> _Value:
+    def _weighted(self, layer: Layer, value: Value, name: str) -> Value:
         if not _one_gain_a_channel(value) and isinstance(layer.operation, Conv):
             value = self._plain(value)
         theta = self._theta_of_own_relu(layer)
         folded = _rescaled(layer.operation, value.gain, theta)
-        if self._exact:
-            folded = snapped(folded, analogue=value.tensor == self._analogue)
+        folded = self._weights(folded, analogue=value.tensor == self._analogue)
         self._synapses.append(Synapses(folded, value.tensor, self._network.shape(layer.inputs[0]), layer.shape))
-        return _Value(emit(self._builder, replace(layer, operation=folded), (value.tensor,), name), theta)
+        bias = self._write.bias(folded.bias, len(layer.shape))
+        written = folded if bias is None else replace(folded, bias=np.zeros_like(folded.bias))
+        tensor = emit(self._builder, replace(layer, operation=written), (value.tensor,), name)
+        if bias is not None:
+            tensor = self._builder.node("Add", tensor, bias, name=f"{name}.biased")
+        return replace(value, tensor=tensor, gain=theta)
+
+    def _pool(self, layer: Layer, value: Value, name: str) -> Value:
+        whole = _one_gain_a_channel(value)
+        largest = isinstance(layer.operation, MaxPool)
+        if not whole or (largest and value.gain is not None and value.gain.min() < 0):
+            value = self._plain(value)
+        if not largest or not value.moving:
+            return replace(value, tensor=emit(self._builder, layer, (value.tensor,), name))
+        shape = self._network.shape(layer.inputs[0])
+        received = self._builder.neuron("RunningSum", value.tensor, shape, name=f"{name}.received")
+        most = emit(self._builder, layer, (received,), f"{name}.most")
+        return replace(value, tensor=self._builder.neuron("Difference", most, layer.shape, name=name))
 
     def _theta(self, relu: Layer) -> Floats:
         return self._thresholds[relu.output].reshape(-1, *(1,) * (len(relu.shape) - 1))
@@ -138,27 +161,47 @@ class _Writer:
         readers = [relu for relu in self._network.relus() if layer.output in relu.inputs]
         return self._theta(readers[0]) if len(readers) == 1 == self._network.uses(layer.output) else None
 
-    def _sum(self, layer: Layer, values: list[_Value], name: str) -> _Value:
-        one, other = values
-        if not _same_gain(one, other):
-            one, other = self._plain(one), self._plain(other)
-        return _Value(emit(self._builder, layer, (one.tensor, other.tensor), name), one.gain)
+    def _joined(self, layer: Layer, values: list[Value], name: str) -> Value:
+        gain = values[0].gain
+        if isinstance(layer.operation, Concat):
+            if all(_one_gain_a_channel(value) for value in values):
+                shapes = [self._network.shape(value) for value in layer.inputs]
+                gain = np.concatenate([_by_channel(*pair) for pair in zip(values, shapes, strict=True)])
+            else:
+                values, gain = [self._plain(value) for value in values], None
+        elif not all(_same_gain(values[0], other) for other in values[1:]):
+            values, gain = [self._plain(value) for value in values], None
+        depth, moving = max(value.depth for value in values), any(value.moving for value in values)
+        return Value(emit(self._builder, layer, tuple(value.tensor for value in values), name), gain, depth, moving)
 
-    def _plain(self, value: _Value) -> _Value:
+    def _plain(self, value: Value) -> Value:
         """The same value with its gain applied."""
         if value.gain is None:
             return value
-        return _Value(self._builder.node("Mul", value.tensor, self._builder.constant(value.gain[np.newaxis])))
+        scaled = self._builder.node("Mul", value.tensor, self._builder.constant(value.gain[np.newaxis]))
+        return replace(value, tensor=scaled, gain=None)
 
 
-def _one_gain_a_channel(value: _Value) -> bool:
+def _one_gain_a_channel(value: Value) -> bool:
     return value.gain is None or value.gain.size == value.gain.shape[0]
 
 
-def _same_gain(one: _Value, other: _Value) -> bool:
+def _same_gain(one: Value, other: Value) -> bool:
     if one.gain is None or other.gain is None:
         return one.gain is other.gain
     return one.gain.shape == other.gain.shape and bool((one.gain == other.gain).all())
+
+
+def _by_channel(value: Value, shape: tuple[int, ...]) -> Floats:
+    """The gain of each channel, (C, 1, …)."""
+    gain = np.ones((), np.float32) if value.gain is None else value.gain
+    return np.array(np.broadcast_to(gain, (shape[0], *(1,) * (len(shape) - 1))))
+
+
+def _times(gain: Floats | None, factor: Floats, shape: tuple[int, ...]) -> Floats:
+    """A gain times a factor for each channel."""
+    by_channel = factor.reshape(-1, *(1,) * (len(shape) - 1))
+    return by_channel if gain is None else np.asarray(gain * by_channel, np.float32)
 
 
 def _reshaped(gain: Floats | None, before: tuple[int, ...], after: tuple[int, ...]) -> Floats | None:

@@ -8,11 +8,14 @@ the best one depends on T and the search is redone for each T.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from cloud_sync.convert.ann import Ann
-from cloud_sync.convert.network import Floats, Network
+from cloud_sync.convert.network import Floats, Network, Relu
 
 Doubles = NDArray[np.float64]
 
@@ -21,20 +24,32 @@ _QUIET = 1e-3  # a channel that hardly ever fires gets this share of its layer's
 _MANTISSA_BITS = 8  # θ keeps so many: the last bits of another CPU's sums must not change the model
 
 
-def calibrate(network: Network, samples: Floats, timesteps: int) -> dict[str, Floats]:
-    """θ (C,) for each Relu by its output value, from samples (N, *input_shape)."""
+def calibrate(
+    network: Network, samples: Floats, timesteps: int, say: Callable[[str], None] = lambda _: None
+) -> dict[str, Floats]:
+    """θ (C,) for each Relu by its output value, from samples (N, *input_shape). ``say`` is told of each layer."""
     ann = Ann(network)
-    relus = list(network.relus())
-    return {relu.output: thresholds(ann.values(samples, [relu.inputs[0]])[0], timesteps) for relu in relus}
+    found: dict[str, Floats] = {}
+    layers = list(network.relus())
+    for relu in layers:
+        upper = relu.operation.upper if isinstance(relu.operation, Relu) else math.inf
+        found[relu.output] = thresholds(ann.values(samples, [relu.inputs[0]])[0], timesteps, upper)
+        say(f"  T = {timesteps}: thresholds of layer {len(found)} of {len(layers)}")
+    return found
 
 
-def thresholds(activations: Floats, timesteps: int) -> Floats:
-    """θ (C,) for pre-activations (N, C, …)."""
+def thresholds(activations: Floats, timesteps: int, upper: float = math.inf) -> Floats:
+    """θ (C,) for pre-activations (N, C, …) that are cut off at ``upper`` (ReLU6: 6).
+
+    No θ is above ``upper``, so T spikes of θ in T steps never stand for more.
+    """
+    activations = np.minimum(activations, np.float32(upper))
     channels = np.moveaxis(activations, 1, 0).reshape(activations.shape[1], -1)
     peaks = np.maximum(channels.max(axis=1).astype(np.float64), 0)
     peaks = np.maximum(peaks, _QUIET * (peaks.max() or 1.0))
     # channel by channel: float64 copies of a whole layer would be the largest thing in memory
-    return _rounded(np.array([_best(one, peak, timesteps) for one, peak in zip(channels, peaks, strict=True)]))
+    best = np.array([_best(one, peak, timesteps) for one, peak in zip(channels, peaks, strict=True)])
+    return np.minimum(_rounded(best), np.float32(upper))
 
 
 def _best(channel: Floats, peak: float, timesteps: int) -> float:

@@ -33,7 +33,7 @@ class Times:
 
 def measure(converted: Converted, sample: Floats) -> Times:
     """Time both networks on one sample (1, *input_shape)."""
-    return compare(build(converted.ann), converted.spiking.graph, converted.timesteps, sample)
+    return compare(build(converted.ann), converted.spiking.graph, converted.spiking.steps, sample)
 
 
 def compare(ann: onnx.ModelProto, graph: StepGraph, timesteps: int, sample: Floats) -> Times:

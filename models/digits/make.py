@@ -19,7 +19,7 @@ import numpy as np
 from cloud_sync.convert.bundle import Identity, input_entry, write
 from cloud_sync.convert.load import load
 from cloud_sync.convert.network import Floats
-from cloud_sync.convert.pipeline import convert
+from cloud_sync.convert.pipeline import Options, convert
 from cloud_sync.convert.report import Evaluation, assess
 from cloud_sync.convert.samples import samples
 from edged.bundle.loaded import Bundle, open_bundle
@@ -61,9 +61,9 @@ def make(dest: Path) -> Bundle:
     """Write the bundle to ``dest``, which must not exist."""
     network = load(ANN)
     calibration, held_out = _encoded(data.calibration()), _encoded(data.held_out())
-    converted = convert(network, calibration[0], TIMESTEPS, exact=True)
+    converted = convert(network, calibration[0], TIMESTEPS, Options(exact=True))
     evaluation = Evaluation(*held_out, "held-out quarter of scikit-learn's digits")
-    report = assess(network, calibration[0], converted, evaluation, exact=True)
+    report = assess(network, calibration[0], converted, evaluation)
     return write(dest, converted, INPUT, _IDENTITY, report, hashlib.sha256(ANN.read_bytes()).hexdigest())
 
 

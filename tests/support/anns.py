@@ -18,13 +18,16 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cloud_sync.convert.network import (
     AveragePool,
+    Concat,
     Conv,
     Dense,
     GlobalAveragePool,
     Layer,
+    MaxPool,
     Network,
     Relu,
     Reshape,
+    Scale,
     Sum,
 )
 
@@ -44,7 +47,7 @@ class AnnWriter:
 
     def weight(self, array: NDArray[Any]) -> str:
         name = f"w{len(self.weights)}"
-        self.weights[name] = array if array.dtype == np.int64 else array.astype(np.float32)
+        self.weights[name] = array if array.dtype in (np.int64, np.bool_) else array.astype(np.float32)
         return name
 
     def node(self, op: str, *inputs: str, name: str = "", **attributes: Any) -> str:
@@ -68,7 +71,7 @@ class AnnWriter:
         )
         return self.node("BatchNormalization", value, *(self.weight(moment) for moment in moments), epsilon=1e-3)
 
-    def model(self, output: str, shape: tuple[int, ...], classes: int, batch: str | int = "B") -> onnx.ModelProto:
+    def model(self, output: str, shape: tuple[int, ...], classes: int | str, batch: str | int = "B") -> onnx.ModelProto:
         graph = helper.make_graph(
             self.nodes,
             "ann",
@@ -95,6 +98,25 @@ def residual(seed: int = 0) -> onnx.ModelProto:
     hidden = ann.node("Relu", ann.node("Gemm", flat, _dense(ann, 32, 16), ann.weight(np.full(16, 0.1)), alpha=0.5))
     product = ann.node("MatMul", hidden, _dense(ann, 16, CLASSES))
     out = ann.node("Add", product, ann.weight(ann.random.normal(0, 0.1, CLASSES)), name="logits")
+    return ann.model(out, SHAPE, CLASSES)
+
+
+def modern(seed: int = 0) -> onnx.ModelProto:
+    """Max pools (padded too), ReLU6, LeakyRelu, PRelu, depthwise and strided convolutions, Concat, constants."""
+    ann = AnnWriter(seed)
+    scaled = ann.node("Div", ann.node("Sub", "x", ann.weight(np.array([[[0.4]], [[0.5]]]))), ann.weight(np.array(0.3)))
+    first = ann.node("Clip", ann.conv(scaled, (6, 2, 3, 3), bias=True, pads=[1, 1, 1, 1]),
+        ann.weight(np.array(0.0)), ann.weight(np.array(6.0)))  # fmt: skip
+    pooled = ann.node("MaxPool", first, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    deep = ann.norm(ann.conv(pooled, (6, 1, 3, 3), group=6, pads=[1, 1, 1, 1]), 6)
+    leaky = ann.node("LeakyRelu", ann.conv(deep, (8, 6, 1, 1), bias=True), alpha=0.2)
+    beside = ann.node("Relu", ann.conv(pooled, (4, 6, 3, 3), bias=True, pads=[1, 1, 1, 1]))
+    joined = ann.node("Concat", leaky, beside, axis=1)
+    bent = ann.node("PRelu", ann.conv(joined, (5, 12, 3, 3), bias=True, strides=[2, 2], pads=[1, 1, 1, 1]),
+        ann.weight(np.array([0.0, 0.1, 0.25, 0.5, 1.0]).reshape(5, 1, 1)))  # fmt: skip
+    best = ann.node("MaxPool", bent, kernel_shape=[2, 2])
+    mean = ann.node("ReduceMean", best, axes=[2, 3], keepdims=0)
+    out = ann.node("Mul", ann.node("Gemm", mean, _dense(ann, 5, CLASSES)), ann.weight(np.array(1.5)), name="logits")
     return ann.model(out, SHAPE, CLASSES)
 
 
@@ -139,6 +161,12 @@ def linear(layer: Layer, values: list[Doubles]) -> Doubles:
             return x.reshape(-1, *layer.shape)
         case Sum():
             return values[0] + values[1]
+        case Concat():
+            return np.concatenate(values, axis=1)
+        case Scale() as scale:
+            return x * scale.factor.astype(np.float64).reshape(-1, *(1,) * (x.ndim - 2))
+        case MaxPool() as most:
+            return _largest(most, x, layer.shape)
     raise AssertionError(layer)
 
 
@@ -155,6 +183,11 @@ def simulate(
     spikes: dict[str, Doubles] = {}
     for layer in network.layers:
         inputs = [trains[value] for value in layer.inputs]
+        if isinstance(layer.operation, MaxPool):
+            received = np.cumsum(inputs[0], axis=0)
+            largest = np.stack([linear(layer, [total]) for total in received])
+            trains[layer.output] = list(np.diff(largest, axis=0, prepend=0 * largest[:1]))
+            continue
         if not isinstance(layer.operation, Relu):
             trains[layer.output] = [linear(layer, [train[t] for train in inputs]) for t in range(timesteps)]
             continue
@@ -168,6 +201,27 @@ def simulate(
         spikes[layer.output] = np.stack(fired)
         trains[layer.output] = [theta * spike for spike in fired]
     return np.mean(trains[network.output], axis=0), spikes
+
+
+def quantised(network: Network, thresholds: Mapping[str, Any], samples: Doubles, levels: int) -> Doubles:
+    """The ANN with each activation rounded to one of 0, θ/levels, …, θ: what T = levels spikes can say."""
+    values = {network.input: samples}
+    for layer in network.layers:
+        inputs = [values[value] for value in layer.inputs]
+        if isinstance(layer.operation, Relu):
+            theta = np.asarray(thresholds[layer.output], np.float64).reshape(-1, *(1,) * (len(layer.shape) - 1))
+            values[layer.output] = np.clip(np.floor(inputs[0] * levels / theta + 0.5), 0, levels) * theta / levels
+        else:
+            values[layer.output] = linear(layer, inputs)
+    return values[network.output]
+
+
+def _largest(pool: MaxPool, x: Doubles, shape: tuple[int, ...]) -> Doubles:
+    axes = len(pool.kernel)
+    room = [(pool.pads[axis], pool.pads[axis + axes] + pool.kernel[axis]) for axis in range(axes)]  # ceil may overhang
+    padded = np.pad(x, [(0, 0), (0, 0), *room], constant_values=-np.inf)
+    windows = _windows(pool.kernel, pool.dilations, pool.strides, shape[1:])
+    return np.asarray(np.max([padded[(slice(None), slice(None), *window)] for _, window in windows], axis=0))
 
 
 def _windows(kernel: tuple[int, ...], gaps: tuple[int, ...], steps: tuple[int, ...], shape: tuple[int, ...]) -> Any:

@@ -14,7 +14,7 @@ from cloud_sync.convert.evaluate import run_spiking
 from cloud_sync.convert.fold import fold
 from cloud_sync.convert.load import network
 from cloud_sync.convert.network import Dense, Floats
-from cloud_sync.convert.pipeline import Converted, convert
+from cloud_sync.convert.pipeline import Converted, Options, convert
 from tests.support import anns
 
 T = 8
@@ -25,7 +25,7 @@ def _greys(count: int, seed: int = 1) -> Floats:
 
 
 def _converted(*, exact: bool) -> Converted:
-    return convert(network(anns.plain()), _greys(64), T, exact=exact)
+    return convert(network(anns.plain()), _greys(64), T, Options(exact=exact))
 
 
 def _worst_rounding(made: Converted, samples: Floats) -> float:
@@ -69,7 +69,7 @@ def test_the_grid_costs_next_to_nothing_beside_the_steps_themselves() -> None:
 
 def test_layers_that_leave_the_grid_are_refused_by_name() -> None:
     with pytest.raises(RefusedNodesError) as caught:
-        convert(network(anns.residual()), _greys(8), T, exact=True)
+        convert(network(anns.residual()), _greys(8), T, Options(exact=True))
     ops = {refusal.op for refusal in caught.value.refusals}
     assert {"AveragePool", "Sum"} <= ops
 
