@@ -20,6 +20,7 @@ from onnx import numpy_helper
 
 from edged.bundle.graph.cells import Cell, cells, magnitudes, tapped
 from edged.bundle.graph.plans import window_plan
+from edged.bundle.graph.sensitivity import VALUE
 from edged.bundle.graph.spec import READOUT, GraphSpec
 from edged.bundle.graph.stock import Stock
 from edged.bundle.ties import make_ties
@@ -59,7 +60,9 @@ class _Maker:
         self.cells = cells(model, spec)
         with_taps = tapped(model, self.cells)
         self.stock, self.plain = Stock(with_taps), Stock(with_taps, optimized=False)
-        self.magnitudes = Stock(magnitudes(model, spec, self.cells))
+        of_magnitudes = magnitudes(model, spec, self.cells)
+        self.magnitudes = Stock(of_magnitudes)
+        self.values_asked = [entry.name for entry in of_magnitudes.graph.input if entry.name.startswith(VALUE)]
         self.input = spec.inputs[0]
         self.samples = self.synthetic() if samples is None else np.asarray(samples, dtype=np.float32)
 
@@ -234,14 +237,25 @@ class _Maker:
         given = {self.input.name: np.abs(feeds[self.input.name])}
         given |= {s.input: np.abs(feeds[s.input]) for s in self.spec.states if not s.neuron}
         given |= {cell.emission: np.abs(tensors[cell.emission]) for cell in self.cells}
-        sums = self.magnitudes.run(given)
+        given |= {name: tensors[name.removeprefix(VALUE)] for name in self.values_asked}
+        for _ in self.cells:
+            scale = self._scales(tensors, self.magnitudes.run(given))
+            # a spike is exact, but what a RunningSum or an LI hands on carries the errors of its current
+            passed = {c.emission: scale[c.emission].astype(np.float32) for c in self.cells if not c.row.spiking}
+            if all(np.array_equal(given[name], value) for name, value in passed.items()):
+                break
+            given |= passed
+        return scale
+
+    def _scales(self, tensors: Mapping[str, Floats], sums: Mapping[str, Floats]) -> dict[str, Floats]:
+        """The same, given the magnitudes of what every cell's current was computed from."""
         scale = {s.output: sums[f"magnitude/{s.output}"] for s in self.spec.states if not s.neuron}
         scale[self.spec.output] = sums[f"magnitude/{self.spec.output}"]
         for cell in self.cells:
             found = cell.scales(tensors, sums[f"magnitude/{cell.current}"] if cell.current else None)
             for name, next_name in cell.row.states:
                 state = cell.states[name]
-                scale[state.output] = np.broadcast_to(found[next_name], (len(feeds[state.input]), *state.shape))
+                scale[state.output] = np.broadcast_to(found[next_name], (len(tensors[state.input]), *state.shape))
             potential = cell.membrane.output if cell.membrane else ""
             scale[cell.emission] = scale[potential] if potential else found[cell.row.potential]
             if cell.emission == self._emitted_by_output():

@@ -6,6 +6,7 @@ Only the ops that the tests' graphs use are here; any other is an error.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -237,10 +238,36 @@ READOUTS: dict[str, Callable[[Floats], Floats]] = {
     "max": lambda y: np.asarray(y.max(axis=0)),
     "last": lambda y: y[-1],
 }
+
+
+def _layer_norm(x: Floats, scale: Floats, bias: Floats, axis: int = -1, epsilon: float = 1e-5) -> tuple[Floats, ...]:
+    axes = tuple(range(axis % x.ndim, x.ndim))
+    centred = x - x.mean(axes, keepdims=True)
+    return (centred / np.sqrt((centred * centred).mean(axes, keepdims=True) + x.dtype.type(epsilon)) * scale + bias,)
+
+
+def _softmax(x: Floats, axis: int = -1) -> tuple[Floats, ...]:
+    powers = np.exp(x - x.max(axis, keepdims=True))
+    return (powers / powers.sum(axis, keepdims=True),)
+
+
+def _slice(x: Floats, starts: Floats, ends: Floats, axes: Floats, steps: Floats) -> tuple[Floats, ...]:
+    cuts = [slice(None)] * x.ndim
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        cuts[axis] = slice(start, end, step)
+    return (x[tuple(cuts)],)
+
+
 STANDARD: dict[str, Callable[..., tuple[Floats, ...]]] = {
     "Add": lambda a, b: (a + b,),
     "AveragePool": _average_pool,
     "Div": lambda a, b: (a / b,),
+    "Erf": lambda x: (np.vectorize(math.erf, otypes=[x.dtype])(x),),
+    "LayerNormalization": _layer_norm,
+    "ReduceMean": lambda x, axes, keepdims=1: (x.mean(tuple(axes), keepdims=bool(keepdims)),),
+    "Slice": _slice,
+    "Softmax": _softmax,
+    "Transpose": lambda x, perm: (x.transpose(perm),),
     "Concat": lambda *parts, axis: (np.concatenate(parts, axis=axis),),
     "Conv": _conv,
     "Flatten": lambda x, axis=1: (x.reshape(len(x), -1),),

@@ -6,7 +6,7 @@ error of any order of summation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from edged.bundle.graph import bodies
 from edged.bundle.graph.builder import assemble
 from edged.bundle.graph.neurons import DOMAIN, NEURONS, Neuron
 from edged.bundle.graph.plans import sample_shapes
+from edged.bundle.graph.sensitivity import VALUE, Rules, has_rule, value_node
 from edged.bundle.graph.spec import BATCH, GraphSpec, StateSpec
 
 Floats = NDArray[Any]
@@ -118,13 +119,18 @@ def tapped(model: onnx.ModelProto, found: list[Cell]) -> onnx.ModelProto:
 
 def magnitudes(model: onnx.ModelProto, spec: GraphSpec, found: list[Cell]) -> onnx.ModelProto:
     """The graph of magnitudes. Inputs: the inputs, plain states and emissions (as magnitudes); outputs: every cell's
-    current, the output, and the plain states, each as the sum of the magnitudes that it was computed from."""
+    current, the output, and the plain states, each as the sum of the magnitudes that it was computed from.
+
+    Where it holds functions that are no sums, the same inputs are asked for as they are too, under ``VALUE`` + name.
+    """
     graph = model.graph
-    nodes = [_of_magnitudes(node) for node in graph.node if node.domain != DOMAIN]
-    initializers = [_magnitude(tensor) for tensor in graph.initializer]
+    standard = [node for node in graph.node if node.domain != DOMAIN]
     given = {entry.name: entry.shape for entry in spec.inputs}
     given |= {state.input: state.shape for state in spec.states if not state.neuron}
     given |= {cell.emission: cell.shape for cell in found}
+    nodes, initializers = _bounds(standard, graph.initializer)
+    if any(has_rule(node.op_type) for node in standard):
+        given |= {VALUE + name: shape for name, shape in given.items()}
     asked = {cell.current: cell.shape for cell in found if cell.current} | {spec.output: (spec.classes,)}
     asked |= {state.output: state.shape for state in spec.states if not state.neuron}
     nodes += [helper.make_node("Identity", [name], [f"magnitude/{name}"]) for name in asked]
@@ -132,6 +138,21 @@ def magnitudes(model: onnx.ModelProto, spec: GraphSpec, found: list[Cell]) -> on
     return assemble(
         helper.make_graph(nodes, "magnitudes", [_info(name, s) for name, s in given.items()], outputs, initializers)
     )
+
+
+def _bounds(
+    standard: Sequence[onnx.NodeProto], constants: Iterable[onnx.TensorProto]
+) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """Nodes and initializers of the magnitudes; of the values too where a function needs them."""
+    rules, constants = Rules(), list(constants)
+    initializers = [_magnitude(tensor) for tensor in constants]
+    if any(has_rule(node.op_type) for node in standard):
+        rules.nodes += [value_node(node) for node in standard]
+        initializers += [numpy_helper.from_array(numpy_helper.to_array(t), VALUE + t.name) for t in constants]
+    for node in standard:
+        if not rules.add(node):
+            rules.nodes.append(_of_magnitudes(node))
+    return rules.nodes, initializers + rules.initializers
 
 
 def _of_magnitudes(node: onnx.NodeProto) -> onnx.NodeProto:
