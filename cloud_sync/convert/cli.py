@@ -1,4 +1,4 @@
-"""``edged-convert``: a trained ReLU network in ONNX → a spiking bundle.
+"""``edged-convert``: a trained network in ONNX, a ReLU network or a vision transformer → a spiking bundle.
 
 Progress and errors go to stderr; the last line of stdout is ``NAME VERSION DIGEST``. Everything is checked before the
 long work begins, and the bundle appears whole or not at all. Holds no logic of the conversion.
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
+from cloud_sync.convert import transformer, transformer_bundle, transformer_load, transformer_report
 from cloud_sync.convert.bundle import Identity, input_entry, write
 from cloud_sync.convert.errors import ConversionError, RefusedNodesError
 from cloud_sync.convert.firing import Firing
@@ -23,7 +24,11 @@ from cloud_sync.convert.network import Network
 from cloud_sync.convert.pipeline import Options, convert
 from cloud_sync.convert.report import SWEEP, Evaluation, Report, assess
 from cloud_sync.convert.samples import read_images, read_labelled, samples
-from cloud_sync.convert.timing import measure
+from cloud_sync.convert.timing import compare, measure
+from cloud_sync.convert.transformer_emit import ann
+from cloud_sync.convert.transformer_graph import Transformer
+from cloud_sync.convert.transformer_report import TransformerReport
+from edged.bundle.loaded import Bundle
 from edged.bundle.manifest import Grayscale, Input, Layout, Normalize, Preprocess, Resize, Scale
 from edged.errors import EdgedError
 
@@ -54,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     if os.path.lexists(options.out):
         raise ConversionError(f"{options.out} exists", "name a directory that does not exist yet")
+    if options.levels is not None:
+        _run_transformer(options)
+        return
     network = load(options.ann, options.until)
     entry = input_entry(network.input, network.input_shape, _preprocess(options))
     labels = _labels(options.labels, network.classes)
@@ -68,11 +76,45 @@ def _run(options: argparse.Namespace) -> None:
     _tell(report)
     times = measure(converted, judged.samples[:1])
     _say(f"one image, one thread, this machine: ANN {times.ann_us:.0f} µs, spiking {times.spiking_us:.0f} µs")
-    identity = Identity(
+    _wrote(options, write(options.out, converted, entry, _identity(options, labels), report, _digest(options.ann)))
+
+
+def _run_transformer(options: argparse.Namespace) -> None:
+    """The same for a network with attention: other passes, another report."""
+    if _recipe(options) != Options() or options.until:
+        raise ConversionError("--levels is for transformers", "it goes with none of the other ways to fire and to cut")
+    network = transformer_load.load(options.ann)
+    entry = input_entry(network.input, network.input_shape, _preprocess(options))
+    labels = _labels(options.labels, network.classes)
+    _say(f"{options.ann}: {len(network.spiking())} layers of neurons, {network.parameters:,} constants")
+    calibration = samples(entry, read_images(options.calibrate))
+    judged = _evaluation(options.evaluate, network, entry) or Evaluation(
+        calibration, None, "the calibration images, without labels"
+    )
+    _say(f"calibrating on {len(calibration)} images for T = {options.timesteps}, {options.levels} levels")
+    converted = transformer.convert(network, calibration, options.timesteps, options.levels)
+    _say(f"judging on {judged.name}, at T = {', '.join(map(str, transformer_report.SWEEP))} too")
+    report = transformer_report.assess(calibration, converted, judged)
+    _tell(report)
+    floating = ", ".join(f"{one.nodes} {one.operation}" for one in report.host)
+    _say(f"  floating point at every step, not spikes: {floating}")
+    times = compare(ann(network).model, converted.spiking.graph, options.timesteps, judged.samples[:1])
+    _say(f"one image, one thread, this machine: ANN {times.ann_us:.0f} µs, spiking {times.spiking_us:.0f} µs")
+    identity, digest = _identity(options, labels), _digest(options.ann)
+    _wrote(options, transformer_bundle.write(options.out, converted, entry, identity, report, digest))
+
+
+def _identity(options: argparse.Namespace, labels: tuple[str, ...]) -> Identity:
+    return Identity(
         options.name, options.version, labels, options.description, options.license, options.release_counter
     )
-    digest = hashlib.sha256(options.ann.read_bytes()).hexdigest()
-    bundle = write(options.out, converted, entry, identity, report, digest)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _wrote(options: argparse.Namespace, bundle: Bundle) -> None:
     _say(f"wrote {options.out}")
     print(bundle.name, bundle.version, bundle.digest)
 
@@ -86,8 +128,8 @@ def _recipe(options: argparse.Namespace) -> Options:
     )
 
 
-def _tell(report: Report) -> None:
-    for note in report.notes:
+def _tell(report: Report | TransformerReport) -> None:
+    for note in report.notes if isinstance(report, Report) else ():
         _say(f"note: {note}")
     for point in report.by_timesteps:
         right = "" if point.accuracy is None else f"{100 * point.accuracy:.2f} % right, "
@@ -99,7 +141,7 @@ def _tell(report: Report) -> None:
         _say(f"  {name}: {right}{done.effective_macs:,.0f} MACs and {done.effective_acs:,.0f} ACs an image")
 
 
-def _evaluation(path: Path | None, network: Network, entry: Input) -> Evaluation | None:
+def _evaluation(path: Path | None, network: Network | Transformer, entry: Input) -> Evaluation | None:
     if path is None:
         return None
     images, labels = read_labelled(path, network.classes)
@@ -137,7 +179,7 @@ def _preprocess(options: argparse.Namespace) -> tuple[Preprocess, ...]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="edged-convert", description="Convert a ReLU network to a spiking bundle.")
+    parser = argparse.ArgumentParser(prog="edged-convert", description="Convert a trained network to a spiking bundle.")
     add = parser.add_argument
     add("ann", type=Path, metavar="ANN.onnx", help="a trained feed-forward classifier, exported for inference")
     add(
@@ -148,6 +190,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--version", default="1.0.0", help="the model's version (default: %(default)s)")
     add("--release-counter", type=int, default=0, metavar="N", help="grows with each release (default: 0)")
     add("--timesteps", type=int, default=16, metavar="T", help="more steps: closer to the ANN, slower (default: 16)")
+    add(
+        "--levels",
+        type=int,
+        metavar="K",
+        help=f"the ANN is a vision transformer: carry it by signed spikes of K sizes (try {transformer.LEVELS})",
+    )
     add("--evaluate", type=Path, metavar="NPZ", help="images and labels to judge on, which training never saw")
     add("--labels", metavar="A,B,…|FILE", help="names of the classes in order (default: 0, 1, …)")
     add("--description", default="", help="one sentence for the manifest and the card")
