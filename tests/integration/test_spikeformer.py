@@ -14,6 +14,7 @@ import onnx
 import onnxruntime  # type: ignore[import-untyped]  # it ships no types
 import pytest
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from edged.bundle.graph.checks import check_step_graph
 from edged.bundle.graph.plans import Form, window_plan
@@ -154,16 +155,23 @@ def test_every_planted_defect_but_ties_fails_the_self_test() -> None:
     assert len(survived) < 0.3 * sum(1 for _ in mutants(graph()))
 
 
-def test_graph_and_manifest_come_out_of_ann_onnx_again(tmp_path: Path) -> None:
-    """Golden data are left out: they record how sums round, and may differ on another machine."""
+def test_the_same_graph_comes_out_of_ann_onnx_again(tmp_path: Path) -> None:
+    """Up to what another processor rounds: a level by one of its eight bits, a sample whose scores nearly tie."""
     again = make.make(tmp_path / "bundle")
-    for name in ("model.onnx", "report.json", "README.md"):
-        assert again.read(name) == committed().read(name), name
-    ours, theirs = (
-        {name: getattr(bundle.manifest, name) for name in bundle.manifest.__struct_fields__ if name != "files"}
-        for bundle in (again, committed())
-    )
-    assert ours == theirs
+    ours, theirs = (onnx.load_model_from_string(bundle.read("model.onnx")).graph for bundle in (again, committed()))
+    assert ours.node == theirs.node
+    assert (ours.input, ours.output) == (theirs.input, theirs.output)
+    for one, other in zip(ours.initializer, theirs.initializer, strict=True):
+        assert one.name == other.name
+        np.testing.assert_allclose(
+            numpy_helper.to_array(one), numpy_helper.to_array(other), rtol=2**-7, err_msg=one.name
+        )
+    one, other = (bundle.manifest for bundle in (again, committed()))
+    unlike = {"files", "variants"}  # digests
+    fields = [name for name in one.__struct_fields__ if name not in unlike]
+    assert {name: getattr(one, name) for name in fields} == {name: getattr(other, name) for name in fields}
+    accuracies = [json.loads(bundle.read("report.json"))["spiking"]["accuracy"] for bundle in (again, committed())]
+    assert abs(accuracies[0] - accuracies[1]) <= 2.5 / len(held_out()[1])
 
 
 def test_the_bundle_is_small() -> None:
