@@ -1,10 +1,10 @@
 """Bundles on the wire: one deterministic tar, byte for byte a function of the bundle's contents.
 
-The form is strict ustar: ``manifest.json`` first, the other files in order of name, plain files only, mode 0644, owner
-0, time 0, two zero blocks at the end and nothing after. Reading accepts only headers that ``header`` would have
-written, so links, devices, folders, traversal, extensions and odd metadata cannot even be expressed. Sizes are checked
-against the manifest before a member is read. Unpacking goes into a temporary directory that is verified, then renamed:
-nothing appears on failure.
+The form is strict ustar: ``manifest.json`` first, the other files in order of name, then ``model.sig`` if there is one;
+plain files only, mode 0644, owner 0, time 0, two zero blocks at the end and nothing after. Reading accepts only headers
+that ``header`` would have written, so links, devices, folders, traversal, extensions and odd metadata cannot even be
+expressed. Sizes are checked against the manifest before a member is read. Unpacking goes into a temporary directory
+that is verified, then renamed: nothing appears on failure.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from edged.bundle.files import appearing, sync_directory, write_chunks, write_durably
-from edged.bundle.loaded import CHUNK, Bundle, open_bundle
+from edged.bundle.loaded import CHUNK, MAX_SIGNATURE_BYTES, SIGNATURE, Bundle, open_bundle
 from edged.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, FileEntry, decode_manifest, is_file_name
 from edged.errors import BundleError
 
@@ -81,13 +81,19 @@ def header(name: str, size: int) -> bytes:
 
 
 def _write(bundle: Bundle, file: BinaryIO) -> None:
-    names = [MANIFEST, *sorted(bundle.manifest.files)]
-    for name in names:
-        data = bundle.manifest_bytes() if name == MANIFEST else bundle.read(name)
-        file.write(header(name, len(data)))
-        file.write(data)
-        file.write(bytes(-len(data) % BLOCK))
+    _write_member(file, MANIFEST, bundle.manifest_bytes())
+    for name in sorted(bundle.manifest.files):
+        _write_member(file, name, bundle.read(name))
+    signature = bundle.signature()
+    if signature is not None:
+        _write_member(file, SIGNATURE, signature)
     file.write(END)
+
+
+def _write_member(file: BinaryIO, name: str, data: bytes) -> None:
+    file.write(header(name, len(data)))
+    file.write(data)
+    file.write(bytes(-len(data) % BLOCK))
 
 
 @contextmanager
@@ -120,8 +126,20 @@ def _read(file: BinaryIO, dest: Path) -> None:
             raise BundleError(f"the archive declares {size} bytes for {name}", f"the manifest says {entry.size}")
         write_chunks(dest / name, _chunks(file, name, entry))
         _padding(file, size, name)
-    if _exactly(file, len(END), "the end") != END or file.read(1):
+    block = _exactly(file, BLOCK, "the end")
+    if block[:100].rstrip(b"\0") == SIGNATURE.encode():
+        _read_signature(file, block, dest)
+        block = _exactly(file, BLOCK, "the end")
+    if any(block) or any(_exactly(file, BLOCK, "the end")) or file.read(1):
         raise BundleError("the archive goes on after its last file", "a bundle ends with two zero blocks, nothing more")
+
+
+def _read_signature(file: BinaryIO, block: bytes, dest: Path) -> None:
+    size = _member(block)[1]
+    if size > MAX_SIGNATURE_BYTES:
+        raise BundleError(f"the archive declares a {SIGNATURE} of {size} bytes", f"at most {MAX_SIGNATURE_BYTES}")
+    write_durably(dest / SIGNATURE, _exactly(file, size, SIGNATURE))
+    _padding(file, size, SIGNATURE)
 
 
 def _member(block: bytes) -> tuple[str, int]:

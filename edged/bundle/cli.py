@@ -1,4 +1,4 @@
-"""``edged bundle pack | info | verify | selftest``: the commands that handle a bundle without the daemon.
+"""``edged bundle pack | sign | info | verify | selftest``: the commands that handle a bundle without the daemon.
 
 Parsers only; errors are EdgedErrors for the caller to print. Engines come in through ``open_engine``: this package
 imports none.
@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from edged.bundle import signing
 from edged.bundle.archive import opened, pack
-from edged.bundle.loaded import Bundle
+from edged.bundle.files import replace_durably
+from edged.bundle.loaded import SIGNATURE, Bundle, open_bundle
 from edged.bundle.selftest import SelftestReport, load_golden, prove
 from edged.errors import BundleError
 from edged.ports import Engine
@@ -45,7 +47,15 @@ def add_commands(subparsers: _SubParsersAction[argparse.ArgumentParser], open_en
 
     verify = commands.add_parser("verify", help="check files, graph, batch behaviour, golden data and plans")
     verify.add_argument("bundle", type=Path, help="a bundle directory or file")
+    verify.add_argument("--key", type=Path, action="append", default=[], help="a public key that may have signed it")
     verify.set_defaults(func=run_verify)
+
+    sign = commands.add_parser("sign", help="sign a bundle directory; its signature becomes model.sig")
+    sign.add_argument("directory", type=Path, help="the bundle directory")
+    sign.add_argument("--key", type=Path, required=True, help="an Ed25519 private key in PEM")
+    sign.add_argument("--allow-downgrade", type=int, metavar="FROM",
+                      help="let it replace newer models up to this release counter")  # fmt: skip
+    sign.set_defaults(func=run_sign)
 
     selftest = commands.add_parser("selftest", help="prove a bundle on an engine with its golden data")
     selftest.add_argument("bundle", type=Path, help="a bundle directory or file")
@@ -60,6 +70,20 @@ def run_pack(args: argparse.Namespace) -> int:
     """Pack and say what was written."""
     bundle = pack(args.directory, args.out)
     print(f"{args.out}: {bundle.name}@{bundle.version}, {args.out.stat().st_size} bytes, digest {bundle.digest}")
+    return 0
+
+
+def run_sign(args: argparse.Namespace) -> int:
+    """Write the signature into the directory, in place of the one that was there."""
+    if args.allow_downgrade is not None and args.allow_downgrade < 0:
+        raise BundleError("--allow-downgrade takes a release counter, at least 0")
+    bundle = open_bundle(args.directory)
+    key = signing.load_private_key(args.key)
+    try:
+        replace_durably(bundle.path / SIGNATURE, signing.sign(bundle, key, args.allow_downgrade))
+    except OSError as error:
+        raise BundleError(f"{bundle.path / SIGNATURE} cannot be written: {error.strerror}") from None
+    print(f"{bundle.path / SIGNATURE}: {bundle.name}@{bundle.version}, key {signing.key_hint(key.public_key())[:12]}")
     return 0
 
 
@@ -100,6 +124,8 @@ def run_verify(args: argparse.Namespace) -> int:
         print(f"files   ok: {len(bundle.manifest.files)} files as the manifest says")
         verify_graph(bundle)
         print("graph   ok: canonical, and samples of a batch do not touch each other")
+        if args.key:
+            print(f"signer  ok: {signing.verify(bundle, args.key).key}")
         load_golden(bundle)
         print("golden  ok: complete and of the right shapes")
         print(f"{bundle.name}@{bundle.version} is a valid bundle, digest {bundle.digest}")

@@ -1,4 +1,4 @@
-"""Durable writing of directories that must appear whole or not at all."""
+"""Durable writing of files and directories that must appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -34,6 +34,21 @@ def sync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def replace_durably(path: Path, data: bytes) -> None:
+    """Put a file in place whole: readers and cuts never see half of it. Raises OSError; then nothing was replaced."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """Opens a bundle directory: every file is verified before any is used, and the result is the pipeline's ``Model``.
 
-Rules: only regular files named by the manifest, opened without following links, exact in size and sha256. Imports
-neither onnx nor onnxruntime: what the graph holds is checked where plans are made (``edged.bundle.plans``).
+Rules: only regular files named by the manifest (and the signature), opened without following links, exact in size and
+sha256. Imports neither onnx nor onnxruntime: what the graph holds is checked where plans are made
+(``edged.bundle.plans``). Whether a signature holds is for ``edged.bundle.signing`` to say.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from edged.errors import BundleError, EngineError
 from edged.ports import TensorSpec
 
 CHUNK = 1 << 20  # bytes hashed at a time
+SIGNATURE = "model.sig"  # may lie beside the files; no part of what it signs, so the manifest does not name it
+MAX_SIGNATURE_BYTES = 64 << 10  # one of the most files allowed takes 6 KiB
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,17 @@ class Bundle:
             raise BundleError(f"{self.path / MANIFEST} was changed since the bundle was opened")
         return data
 
+    def signature(self) -> bytes | None:
+        """The bytes of the signature that lies beside the files, None where there is none. Raises BundleError."""
+        with _directory(self.path) as folder:
+            if SIGNATURE not in _names(self.path, folder):
+                return None
+            with _opened(self.path, folder, SIGNATURE) as fd:
+                size = os.fstat(fd).st_size
+                if size > MAX_SIGNATURE_BYTES:
+                    raise BundleError(f"{self.path / SIGNATURE} has {size} bytes", f"at most {MAX_SIGNATURE_BYTES}")
+                return _read(self.path / SIGNATURE, fd, size)
+
     def read(self, name: str) -> bytes:
         """The bytes of one file, verified again. Raises BundleError."""
         entry = self.manifest.files.get(name)
@@ -113,7 +127,9 @@ def open_bundle(path: Path) -> Bundle:
         data = _manifest_bytes(path, folder)
         manifest = decode_manifest(data)
         present = _names(path, folder)
-        for name in sorted(present - set(manifest.files) - {MANIFEST}):
+        if SIGNATURE in manifest.files:
+            raise BundleError(f"{path / MANIFEST} names {SIGNATURE}", "a signature cannot be a file that it signs")
+        for name in sorted(present - set(manifest.files) - {MANIFEST, SIGNATURE}):
             raise BundleError(f"{path / name} is not named by the manifest", "remove it, or write the bundle again")
         for name, entry in sorted(manifest.files.items()):
             if name not in present:
@@ -139,7 +155,7 @@ def _names(path: Path, folder: int) -> set[str]:
     with os.scandir(folder) as entries:
         for entry in entries:
             names.add(entry.name)
-            if len(names) > MAX_FILES + 1:
+            if len(names) > MAX_FILES + 2:  # the manifest and the signature
                 raise BundleError(f"{path} holds more than {MAX_FILES} files", "this is not a bundle directory")
     return names
 

@@ -61,6 +61,7 @@ PARTS: dict[str, Part] = {
     "mosquitto": _programs("mosquitto"),
     "mosquitto-clients": _programs("mosquitto_sub", "mosquitto_pub"),
     "jq": _programs("jq"),
+    "openssl": _programs("openssl"),
     "git": _programs("git"),
     "chromium": _programs("chromium"),
     "shellcheck": _programs("shellcheck"),
