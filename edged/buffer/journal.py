@@ -27,6 +27,7 @@ from edged.buffer.errors import cause, store_error, translate
 from edged.buffer.files import segment_path
 from edged.buffer.frames import Place, frame_hash
 from edged.buffer.quarantine import CORRUPT, put_aside
+from edged.buffer.records import Kept
 from edged.buffer.recovery import begin_epoch, last_known, reopen
 from edged.buffer.schema import KEY_ENCODING, as_text
 from edged.buffer.segment import Segment, open_reading
@@ -49,16 +50,6 @@ class State(enum.Enum):
     OK = "ok"
     FULL = "full"
     FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """One of the last entries."""
-
-    entry: Entry
-    seq: int
-    wall_ns: int
-    latency_ns: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from edged.domain import Kind
+from edged.domain import Entry, Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,16 @@ class Epoch:
     reason: str
     began_wall_ns: int
     predecessor_last: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One of the last entries, kept in memory for a person to look at."""
+
+    entry: Entry
+    seq: int
+    wall_ns: int
+    latency_ns: int
 
 
 Range = tuple[int, int]  # first and last, both included

@@ -27,7 +27,8 @@ import numpy as np
 
 from edged.buffer import files, schema
 from edged.buffer.errors import store_error, translate
-from edged.buffer.journal import Journal, Kept
+from edged.buffer.journal import Journal
+from edged.buffer.records import Kept
 from edged.buffer.recovery import recover
 from edged.buffer.settings import StoreSettings
 from edged.buffer.upkeep import Upkeep
