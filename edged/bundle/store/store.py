@@ -261,6 +261,7 @@ class ModelStore:
             self.verify(bundle.name, bundle.digest)
         except BundleError:
             self._place(bundle)
+            self._tidy(bundle.name)
             self.on_change()
             return True
         return False
@@ -298,6 +299,7 @@ class ModelStore:
                 entry.unlink()
 
     def _load(self) -> None:
+        self._records, self.problems, self._shunned = {}, {}, set()
         for entry in list(self.directory.iterdir()):
             if entry.name.startswith(ARRIVING):
                 self._delete(entry)
