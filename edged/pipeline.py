@@ -40,6 +40,15 @@ LATENCIES = 1024  # results that the latency figures look back on
 
 
 @dataclass(slots=True)
+class _Runner:
+    """What batches are run with. A batch keeps its own to the end, though another was adopted meanwhile."""
+
+    model: Model
+    engine: Engine
+    batches: int = 0  # under way
+
+
+@dataclass(slots=True)
 class _Waiting:
     """A frame in the queue, with whom to tell when it ends."""
 
@@ -68,6 +77,7 @@ class Flow:
     engine_ns: tuple[int, ...]
     results: int
     errors: int
+    rejected: int
     last_seq: int
 
 
@@ -85,8 +95,7 @@ class Pipeline:
         policy: Policy = Policy.BLOCK,
     ) -> None:
         self.name = name
-        self.model = model
-        self.engine = engine
+        self._runner = _Runner(model, engine)
         self.queue_limit = queue_limit
         self.policy = policy
         self._store = store
@@ -101,6 +110,16 @@ class Pipeline:
         self._engine_ns: deque[int] = deque(maxlen=LATENCIES)
         self._ended_as: Counter[Kind] = Counter()
         self._last_seq = 0
+
+    @property
+    def model(self) -> Model:
+        """The model of the next batch."""
+        return self._runner.model
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of the next batch."""
+        return self._runner.engine
 
     # Intake
 
@@ -122,7 +141,7 @@ class Pipeline:
 
     async def reject(self, frame: FrameId, received_ns: int, reason: str, on_ended: OnEnded) -> None:
         """Commit a REJECTED entry for something that is not a frame, as the Intake port says."""
-        entry = self._entry(frame, received_ns, Kind.REJECTED, _reason("rejected", reason))
+        entry = self._entry(self._runner, frame, received_ns, Kind.REJECTED, _reason("rejected", reason))
         receipt = (await self._stored([entry]))[0]
         on_ended(Ended(frame, receipt.kind, receipt))
 
@@ -136,6 +155,7 @@ class Pipeline:
             engine_ns=tuple(self._engine_ns),
             results=self._ended_as[Kind.RESULT],
             errors=self._ended_as[Kind.ERROR],
+            rejected=self._ended_as[Kind.REJECTED],
             last_seq=self._last_seq,
         )
 
@@ -148,6 +168,17 @@ class Pipeline:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._dispatch(tasks, running), name=f"{self.name}:dispatch")
             tasks.create_task(self._settle(tasks, running, commits), name=f"{self.name}:settle")
+
+    async def adopt(self, model: Model, engine: Engine, timeout_s: float) -> None:
+        """Run the next batch with another model on another engine; nothing waits and nothing is lost meanwhile.
+
+        Returns when no batch is with the former engine any more, at most after ``timeout_s``: it may be ended then. A
+        frame that is still there comes back as lost and is tried again with the new one.
+        """
+        former, self._runner = self._runner, _Runner(model, engine)
+        deadline = time.monotonic() + timeout_s
+        while former.batches and time.monotonic() < deadline:
+            await asyncio.sleep(0.005)
 
     async def drain(self, timeout_s: float) -> None:
         """Wait until everything queued has ended, at most ``timeout_s``. Call after the sources have stopped."""
@@ -198,6 +229,14 @@ class Pipeline:
     # Inference
 
     async def _batch(self, batch: Sequence[_Waiting]) -> list[_Settled]:
+        runner = self._runner
+        runner.batches += 1
+        try:
+            return await self._run(runner, batch)
+        finally:
+            runner.batches -= 1
+
+    async def _run(self, runner: _Runner, batch: Sequence[_Waiting]) -> list[_Settled]:
         known = self._store.find([waiting.frame.id for waiting in batch]) if batch else []
         settled = [_Settled(waiting, receipt=receipt) for waiting, receipt in zip(batch, known, strict=True) if receipt]
         ready: list[_Waiting] = []
@@ -205,25 +244,25 @@ class Pipeline:
             if receipt is not None:
                 continue
             try:
-                waiting.sample = self.model.encode(waiting.frame.payload)
+                waiting.sample = runner.model.encode(waiting.frame.payload)
                 ready.append(waiting)
             except FrameRejected as error:
-                settled.append(self._ended(waiting, Kind.REJECTED, _reason(error.code, str(error))))
+                settled.append(self._ended(runner, waiting, Kind.REJECTED, _reason(error.code, str(error))))
         if ready:
-            settled += await self._infer(ready)
+            settled += await self._infer(runner, ready)
         return settled
 
-    async def _infer(self, batch: Sequence[_Waiting]) -> list[_Settled]:
+    async def _infer(self, runner: _Runner, batch: Sequence[_Waiting]) -> list[_Settled]:
         try:
             async with self._turns:
-                return self._results(batch, await self.engine.infer(self._stack(batch)))
+                return self._results(runner, batch, await runner.engine.infer(_stack(runner.model, batch)))
         except EngineError as error:
             log.warning(
                 "engine failed; its frames are tried once more, one by one",
-                extra={"pipeline": self.name, "engine": self.engine.name, "frames": len(batch), "reason": str(error)},
+                extra={"pipeline": self.name, "engine": runner.engine.name, "frames": len(batch), "reason": str(error)},
             )
             async with self._alone():
-                return [await self._infer_alone(waiting) for waiting in batch]
+                return [await self._infer_alone(runner, waiting) for waiting in batch]
 
     @contextlib.asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
@@ -233,30 +272,30 @@ class Pipeline:
                 await turns.enter_async_context(self._turns)
             yield
 
-    async def _infer_alone(self, waiting: _Waiting) -> _Settled:
+    async def _infer_alone(self, runner: _Runner, waiting: _Waiting) -> _Settled:
+        if runner is not self._runner:  # another model was adopted; this one's engine may be gone
+            runner = self._runner
+            try:
+                waiting.sample = runner.model.encode(waiting.frame.payload)
+            except FrameRejected as error:
+                return self._ended(runner, waiting, Kind.REJECTED, _reason(error.code, str(error)))
         try:
-            return self._results([waiting], await self.engine.infer(self._stack([waiting])))[0]
+            return self._results(runner, [waiting], await runner.engine.infer(_stack(runner.model, [waiting])))[0]
         except EngineError as error:
+            if runner is not self._runner:
+                return await self._infer_alone(runner, waiting)
             what = "ended two workers" if isinstance(error, EngineLost) else "failed twice"
             log.error(
                 "frame failed for good",
                 extra={"pipeline": self.name, "source": waiting.frame.id.source, "key": waiting.frame.id.key},
             )
-            return self._ended(waiting, Kind.ERROR, _reason(error.code, f"{what}: {error}"))
+            return self._ended(runner, waiting, Kind.ERROR, _reason(error.code, f"{what}: {error}"))
 
-    def _stack(self, batch: Sequence[_Waiting]) -> dict[str, Array]:
-        """Samples side by side: constants (B, *shape), sequences (T, B, *shape)."""
-        samples = [waiting.sample for waiting in batch if waiting.sample is not None]
-        return {
-            spec.name: np.stack([sample[spec.name] for sample in samples], axis=1 if spec.sequence else 0)
-            for spec in self.model.inputs
-        }
-
-    def _results(self, batch: Sequence[_Waiting], inference: Inference) -> list[_Settled]:
+    def _results(self, runner: _Runner, batch: Sequence[_Waiting], inference: Inference) -> list[_Settled]:
         share_ns = inference.engine_ns // len(batch)
-        predictions = self.model.decode(inference.readout)
+        predictions = runner.model.decode(inference.readout)
         return [
-            self._ended(waiting, Kind.RESULT, _prediction(prediction), share_ns)
+            self._ended(runner, waiting, Kind.RESULT, _prediction(prediction), share_ns)
             for waiting, prediction in zip(batch, predictions, strict=True)
         ]
 
@@ -288,11 +327,11 @@ class Pipeline:
                 log.error("the buffer refuses; trying again", extra={"pipeline": self.name, "reason": str(error)})
                 await asyncio.sleep(STORE_RETRY_S)
 
-    def _ended(self, waiting: _Waiting, kind: Kind, body: bytes, engine_ns: int = 0) -> _Settled:
-        entry = self._entry(waiting.frame.id, waiting.frame.received_ns, kind, body)
+    def _ended(self, runner: _Runner, waiting: _Waiting, kind: Kind, body: bytes, engine_ns: int = 0) -> _Settled:
+        entry = self._entry(runner, waiting.frame.id, waiting.frame.received_ns, kind, body)
         return _Settled(waiting, entry=entry, engine_ns=engine_ns)
 
-    def _entry(self, frame: FrameId, received_ns: int, kind: Kind, body: bytes) -> Entry:
+    def _entry(self, runner: _Runner, frame: FrameId, received_ns: int, kind: Kind, body: bytes) -> Entry:
         return Entry(
             stream=self.name,
             kind=kind,
@@ -300,9 +339,9 @@ class Pipeline:
             frame=frame,
             received_ns=received_ns,
             body=body,
-            model=f"{self.model.name}@{self.model.version}",
-            digest=self.model.digest,
-            engine=self.engine.name,
+            model=f"{runner.model.name}@{runner.model.version}",
+            digest=runner.model.digest,
+            engine=runner.engine.name,
         )
 
     def _shed_entry(self, source: str, count: int) -> Entry:
@@ -315,6 +354,15 @@ class Pipeline:
             body=_reason("queue-full", f"the queue of {self.queue_limit} frames was full ({self.policy.value})"),
             count=count,
         )
+
+
+def _stack(model: Model, batch: Sequence[_Waiting]) -> dict[str, Array]:
+    """Samples side by side: constants (B, *shape), sequences (T, B, *shape)."""
+    samples = [waiting.sample for waiting in batch if waiting.sample is not None]
+    return {
+        spec.name: np.stack([sample[spec.name] for sample in samples], axis=1 if spec.sequence else 0)
+        for spec in model.inputs
+    }
 
 
 def _reason(code: str, message: str) -> bytes:

@@ -30,7 +30,12 @@ STEP = "step.onnx"
 WINDOWS = {"unrolled": "window-unrolled.onnx", "scan": "window-scan.onnx"}
 INDEX = "plans.json"
 BUILD_TIMEOUT_S = 300.0  # the largest model allowed takes about a minute on a slow ARM core
-_REFUSED = 3  # exit code of the subprocess: the bundle is at fault, its reason is on stdout
+_REFUSED = 3  # exit code of the subprocess: the graph is at fault, its reason is on stdout
+_FAILED = 4  # something else is (a damaged file, a full disk), its reason is on stdout
+
+
+class GraphRefused(BundleError):
+    """The graph itself cannot be accepted: trying again does not help."""
 
 
 class PlanIndex(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,9 +75,10 @@ async def _build(bundle: Path, dest: Path) -> None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
-    if process.returncode == _REFUSED:
+    if process.returncode in (_REFUSED, _FAILED):
         reason = msgspec.json.decode(out, type=dict[str, str])
-        raise BundleError(reason["message"], reason["hint"])
+        kind = GraphRefused if process.returncode == _REFUSED else BundleError
+        raise kind(reason["message"], reason["hint"])
     if process.returncode:
         lines = err.decode(errors="replace").strip().splitlines() or ["no output"]
         raise BundleError(f"{bundle}: its plans cannot be built: {lines[-1]}", f"exit status {process.returncode}")
@@ -103,10 +109,13 @@ def derive(bundle: Bundle) -> dict[str, bytes]:
     from edged.bundle.graph.plans import window_plan
 
     model_bytes = bundle.read(bundle.manifest.variant.model)
-    model = check_step_graph(model_bytes, bundle.spec)
-    plans = {STEP: model_bytes}
-    plans[WINDOWS["unrolled"]] = window_plan(model, bundle.spec, "unrolled").SerializeToString(deterministic=True)
-    plans[WINDOWS["scan"]] = window_plan(model, bundle.spec, "scan").SerializeToString(deterministic=True)
+    try:
+        model = check_step_graph(model_bytes, bundle.spec)
+        plans = {STEP: model_bytes}
+        plans[WINDOWS["unrolled"]] = window_plan(model, bundle.spec, "unrolled").SerializeToString(deterministic=True)
+        plans[WINDOWS["scan"]] = window_plan(model, bundle.spec, "scan").SerializeToString(deterministic=True)
+    except BundleError as error:
+        raise GraphRefused(error.message, error.hint) from None
     return plans
 
 
@@ -143,7 +152,7 @@ def main(arguments: list[str]) -> int:
         write_plans(open_bundle(Path(arguments[0])), Path(arguments[1]))
     except EdgedError as error:
         sys.stdout.write(msgspec.json.encode({"message": error.message, "hint": error.hint}).decode())
-        return _REFUSED
+        return _REFUSED if isinstance(error, GraphRefused) else _FAILED
     return 0
 
 

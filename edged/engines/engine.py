@@ -43,6 +43,7 @@ class WorkerEngine:
         self._obituary: dict[str, object] = {}
         self._ready = asyncio.Event()
         self._tried = asyncio.Event()  # a first worker became ready or was lost
+        self._over = False  # there will be no other worker
 
     # The port
 
@@ -71,6 +72,8 @@ class WorkerEngine:
             if self._supervisor.state is not State.STOPPING:
                 self._move(Event.STOP)
             self._move(Event.ENDED)
+            self._over = True
+            self._ready.set()  # whoever still waits for a worker learns that there will be none
             log.info("engine stopped", extra=self._extra())
 
     async def wait_ready(self) -> None:
@@ -139,6 +142,8 @@ class WorkerEngine:
     async def _standing(self) -> WorkerLife:
         """The worker that is ready. Raises EngineLost when patience ends first."""
         while self._life is None or not self._ready.is_set():
+            if self._over:
+                raise EngineLost("the engine was stopped")
             try:
                 async with asyncio.timeout(self._patience_s):
                     await self._ready.wait()

@@ -1,0 +1,122 @@
+"""A model takes another's place under load: no frame waits for it, none is lost, and each is answered by one model."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+
+from edged.domain import Array, Frame, FrameId, Kind, Payload
+from edged.errors import EngineLost, FrameRejected
+from edged.pipeline import Pipeline
+from tests.support.fakes import Collector, MemoryStore, SumEngine, SumModel
+
+DRAIN_S = 0.2
+
+
+class NextModel(SumModel):
+    """The same, one version later."""
+
+    version = "2.0.0"
+
+
+class Strict(NextModel):
+    """Takes no frame of ones."""
+
+    def encode(self, payload: Payload) -> dict[str, Array]:
+        raise FrameRejected("wants something else")
+
+
+@contextlib.asynccontextmanager
+async def running(pipeline: Pipeline) -> AsyncIterator[None]:
+    task = asyncio.create_task(pipeline.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def feed(pipeline: Pipeline, ends: Collector, first: int, count: int) -> None:
+    for key in range(first, first + count):
+        await pipeline.offer(Frame(FrameId("camera", str(key)), np.ones(3), time.clock_gettime_ns(7)), ends)
+
+
+async def ended(ends: Collector, count: int) -> None:
+    async with asyncio.timeout(10):
+        while len(ends.ended) < count:
+            await asyncio.sleep(0.001)
+
+
+def test_frames_before_are_the_former_models_and_frames_after_the_new_ones() -> None:
+    async def body() -> None:
+        store, former, new, ends = MemoryStore(), SumEngine(), SumEngine(), Collector()
+        pipeline = Pipeline("s", SumModel(), former, store)
+        async with running(pipeline):
+            await feed(pipeline, ends, 0, 20)
+            await ended(ends, 20)
+            await pipeline.adopt(NextModel(), new, DRAIN_S)
+            await feed(pipeline, ends, 20, 20)
+            await ended(ends, 40)
+        models = [entry.model for entry in store.entries]
+        assert models == ["sum@1.0.0"] * 20 + ["sum@2.0.0"] * 20
+        assert (sum(former.batches), sum(new.batches)) == (20, 20)
+        assert pipeline.model.version == "2.0.0"
+
+    asyncio.run(body())
+
+
+def test_batches_under_way_end_with_the_former_model_while_new_ones_wait_for_nobody() -> None:
+    async def body() -> None:
+        store, former, new, ends = MemoryStore(), SumEngine(max_batch=2), SumEngine(), Collector()
+        pipeline = Pipeline("s", SumModel(), former, store)
+        former.open.clear()
+        async with running(pipeline):
+            await feed(pipeline, ends, 0, 2)
+            while not former.in_flight:
+                await asyncio.sleep(0.001)
+            adopting = asyncio.create_task(pipeline.adopt(NextModel(), new, 10))
+            await asyncio.sleep(0.02)
+            assert not adopting.done()
+            former.open.set()
+            await adopting
+            assert former.in_flight == 0
+            await feed(pipeline, ends, 2, 2)
+            await ended(ends, 4)
+        assert [entry.model for entry in store.entries] == ["sum@1.0.0"] * 2 + ["sum@2.0.0"] * 2
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize(("model", "kind"), [(NextModel(), Kind.RESULT), (Strict(), Kind.REJECTED)])
+def test_a_frame_left_with_an_engine_that_is_ended_is_the_new_models(model: NextModel, kind: Kind) -> None:
+    """It is told as lost (``WorkerEngine`` does that when it ends), which must not count against the frame."""
+
+    async def body() -> None:
+        ending = asyncio.Event()
+
+        class Hung(SumEngine):
+            async def infer(self, inputs):  # type: ignore[no-untyped-def]  # as its base class
+                self.in_flight += 1
+                await ending.wait()
+                raise EngineLost("the engine was stopped")
+
+        store, former, ends = MemoryStore(), Hung(), Collector()
+        pipeline = Pipeline("s", SumModel(), former, store)
+        async with running(pipeline):
+            await feed(pipeline, ends, 0, 3)
+            while not former.in_flight:
+                await asyncio.sleep(0.001)
+            await pipeline.adopt(model, SumEngine(), DRAIN_S)
+            ending.set()
+            await ended(ends, 3)
+        assert store.kinds() == {"0": kind, "1": kind, "2": kind}
+        assert {entry.model for entry in store.entries} == {"sum@2.0.0"}
+        assert pipeline.flow().rejected == (3 if kind is Kind.REJECTED else 0)
+
+    asyncio.run(body())
