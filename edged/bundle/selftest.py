@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edged.bundle.arrays import decode_npz
 from edged.bundle.loaded import Bundle
-from edged.errors import BundleError, EngineError
+from edged.errors import BundleError, EngineError, EngineLost
 from edged.ports import Engine
 
 Floats = NDArray[Any]
@@ -66,6 +66,8 @@ async def prove(engine: Engine, bundle: Bundle, *, full: bool = True) -> Selftes
         if full or name != "ties":
             try:
                 checks.append(await check(name))
+            except EngineLost:
+                raise  # a worker that was killed says nothing about the model: the caller asks again
             except EngineError as error:
                 checks.append(Check(name, False, f"the engine failed: {error}"))
     return SelftestReport(f"{bundle.name}@{bundle.version}", bundle.digest, engine.name, tuple(checks))

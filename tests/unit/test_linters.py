@@ -18,6 +18,7 @@ from tests.support.tree import ROOT, relative, tracked
 # Files that may be longer than 400 lines, each with the reason why it still has one job.
 LONG_FILES: dict[str, str] = {
     "tests/integration/test_sync.py": "one scenario after the other on one link, with the fixtures they share",
+    "tests/integration/test_model_store_kills.py": "every cut of one store, with the controls they share",
     "tests/integration/test_worker_faults.py": "one fault after the other on one worker, with the fixtures they share",
 }
 LINES_MAX = 400
@@ -154,7 +155,7 @@ def _sdk_files() -> list[Path]:
 
 
 def test_the_daemon_loads_no_sdk() -> None:
-    sdks = {"onnx", "onnxruntime", "PIL", "sqlite_utils", "sklearn", "paho"}
+    sdks = {"onnx", "onnxruntime", "PIL", "cryptography", "sqlite_utils", "sklearn", "paho"}
     _passes(
         sys.executable, "-c", f"import edged.app, sys; loaded = {sdks} & set(sys.modules); assert not loaded, loaded"
     )
