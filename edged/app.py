@@ -15,17 +15,21 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import msgspec
 
 from edged import config as settings
 from edged.buffer.store import SegmentStore, StoreSettings
+from edged.bundle.store import control, incoming, requests
+from edged.bundle.store.store import ModelStore
+from edged.bundle.store.trust import Trust
 from edged.console.app import Console
 from edged.console.server import open_socket
 from edged.errors import ConfigError
 from edged.host import systemd
+from edged.installed import Installed, Measure
 from edged.lane import Lane, Shared
 from edged.report import Report
 
@@ -47,9 +51,28 @@ async def _main(config: settings.Config) -> int:
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
     with _directories(config.device):
-        async with SegmentStore(store_settings(config), config.device.id) as store:
-            await _Daemon(config, store).run(stop)
+        async with (
+            SegmentStore(store_settings(config), config.device.id) as store,
+            _opened(model_store(config)) as models,
+        ):
+            await _Daemon(config, store, models).run(stop)
     return STOPPED
+
+
+def model_store(config: settings.Config) -> ModelStore:
+    """The store of installed models, as the configuration says; not open yet."""
+    trust = Trust(config.device.trust_dir, config.models.trusted_keys, config.models.allow_unsigned)
+    return ModelStore(config.device.models_dir, trust)
+
+
+@contextlib.asynccontextmanager
+async def _opened(models: ModelStore) -> AsyncIterator[ModelStore]:
+    """The model store while a daemon runs, which is its only writer then."""
+    await asyncio.to_thread(models.open, daemon=True)
+    try:
+        yield models
+    finally:
+        models.close()
 
 
 def store_settings(config: settings.Config) -> StoreSettings:
@@ -68,11 +91,15 @@ def store_settings(config: settings.Config) -> StoreSettings:
 class _Daemon:
     """The parts of one running daemon."""
 
-    def __init__(self, config: settings.Config, store: SegmentStore) -> None:
+    def __init__(self, config: settings.Config, store: SegmentStore, models: ModelStore) -> None:
         self._device = config.device
         self._http = config.http
         state = config.device.state_dir
-        self._shared = Shared(store, config.engines, state / "cache", state / "rejected")
+        self._models = models
+        self._used = config.installed_models
+        measure = Measure(config.models.trial_results, config.models.trial_s)
+        installed = Installed(models, measure, {name: set(users) for name, users in self._used.items()})
+        self._shared = Shared(store, config.engines, state / "cache", state / "rejected", installed)
         self._lanes = [Lane(pipeline, self._shared) for pipeline in config.pipeline]
         self._report = Report(config.device, self._lanes, store)
         self._notifier = systemd.Notifier()
@@ -82,10 +109,13 @@ class _Daemon:
         handed_over = list(itertools.chain.from_iterable(systemd.listen_sockets().values()))
         sockets = handed_over or [open_socket(self._http.host, self._http.port)]
         _announce(self._device.runtime_dir, sockets[0])
+        self._shared.installed.attach()
         async with asyncio.TaskGroup() as services:
             running = [
                 services.create_task(self._console().serve(sockets), name="console"),
                 services.create_task(self._write_status(), name="status"),
+                services.create_task(control.serve(self._device.runtime_dir, self._perform), name="control"),
+                services.create_task(incoming.watch(self._models, self._device.incoming_dir), name="incoming"),
                 services.create_task(self._notifier.watch(self._makes_progress), name="watchdog"),
             ]
             self._notifier.ready(self._report.line())
@@ -111,6 +141,10 @@ class _Daemon:
             inlets=self._shared.inlets,
             progress=self._makes_progress,
         )
+
+    def _perform(self, request: requests.Request) -> requests.Done:
+        """Do what a command asks of the model store."""
+        return requests.perform(self._models, request, self._device.incoming_dir, used=self._used, running=True)
 
     async def _write_status(self) -> None:
         """Keep ``status.json`` and systemd's status line current."""

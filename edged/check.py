@@ -16,6 +16,7 @@ from edged import config as settings
 from edged.bundle.loaded import open_bundle
 from edged.bundle.plans import ensure_plans
 from edged.bundle.selftest import prove
+from edged.bundle.store.store import current_path
 from edged.engines.engine import open_engine
 from edged.engines.life import Job
 from edged.errors import EdgedError
@@ -38,7 +39,9 @@ def check(config: settings.Config) -> Iterator[Finding]:
         for source in pipeline.source:
             if isinstance(source, settings.SpoolSource):
                 yield Finding(f"spool {source.path}", _writable(source.path))
-        yield _model(pipeline, config.engines)
+        yield _model(pipeline, config)
+    if config.models.allow_unsigned:
+        yield Finding("models", "allow_unsigned is set: bundles without a signature are taken (for development only)")
 
 
 def _writable(directory: Path) -> str:
@@ -49,20 +52,20 @@ def _writable(directory: Path) -> str:
     return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} is not writable for user {os.geteuid()}"
 
 
-def _model(pipeline: settings.Pipeline, engines: settings.Engines) -> Finding:
+def _model(pipeline: settings.Pipeline, config: settings.Config) -> Finding:
     what = f"pipeline {pipeline.name}: model {pipeline.model} on {pipeline.engines[0]}"
     try:
         with tempfile.TemporaryDirectory(prefix="edged-check-") as cache:
-            problem = asyncio.run(_prove(pipeline, engines, Path(cache)))
+            problem = asyncio.run(_prove(pipeline, config, Path(cache)))
     except EdgedError as error:
         problem = str(error)
     return Finding(what, problem)
 
 
-async def _prove(pipeline: settings.Pipeline, engines: settings.Engines, cache: Path) -> str:
-    bundle = open_bundle(pipeline.model)
+async def _prove(pipeline: settings.Pipeline, config: settings.Config, cache: Path) -> str:
+    bundle = open_bundle(pipeline.bundle_dir or current_path(config.device.models_dir, pipeline.model))
     plans = await ensure_plans(bundle, cache)
-    spec = worker_spec(pipeline.engines[0], engines)
+    spec = worker_spec(pipeline.engines[0], config.engines)
     async with open_engine(spec, Job(bundle, pipeline.max_batch, plans, cache)) as engine:
         report = await prove(engine, bundle)
     return report.reason

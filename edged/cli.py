@@ -17,6 +17,7 @@ from edged import __version__
 from edged import config as settings
 from edged.buffer import cli as buffer_cli
 from edged.bundle import cli as bundle_cli
+from edged.bundle import model_cli
 from edged.console import cli as console_cli
 from edged.errors import ConfigError, EdgedError
 
@@ -59,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(func=_check)
     console_cli.add_commands(commands, _runtime_dir)
     buffer_cli.add_commands(commands, _buffer_dir)
-    for command in commands.choices.values():
+    for command in (*commands.choices.values(), *model_cli.add_commands(commands, _model_place)):
         command.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help=f"(default: {DEFAULT_CONFIG})")
     bundle_cli.add_commands(commands, _open_engine)
     return parser
@@ -93,6 +94,17 @@ def _runtime_dir(arguments: argparse.Namespace) -> Path:
 
 def _buffer_dir(arguments: argparse.Namespace) -> Path:
     return settings.load(arguments.config).device.buffer_dir
+
+
+def _model_place(arguments: argparse.Namespace) -> model_cli.Place:
+    from edged.bundle.store.trust import Trust
+
+    config = settings.load(arguments.config)
+    device, models = config.device, config.models
+    trust = Trust(device.trust_dir, models.trusted_keys, models.allow_unsigned)
+    return model_cli.Place(
+        device.models_dir, device.incoming_dir, device.runtime_dir, trust, frozenset(config.installed_models)
+    )
 
 
 @contextlib.asynccontextmanager

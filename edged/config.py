@@ -17,10 +17,11 @@ from edged.domain import Policy
 from edged.settings import InvalidSettings, Problem, parse, read_toml
 
 Finding = tuple[str, object, str]  # field, value, hint
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
 Name = Annotated[
     str,
     msgspec.Meta(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z",
+        pattern=NAME,
         description="must be 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit",
     ),
 ]
@@ -45,6 +46,21 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Where edged-sync leaves its ack cursor and its status; the daemon reads there."""
         return self.state_dir / "sync"
 
+    @property
+    def incoming_dir(self) -> Path:
+        """Where edged-sync and commands leave packed bundles; the daemon takes them from there and verifies them."""
+        return self.sync_dir / "incoming"
+
+    @property
+    def models_dir(self) -> Path:
+        """The installed models; the daemon alone writes there."""
+        return self.state_dir / "models"
+
+    @property
+    def trust_dir(self) -> Path:
+        """Public keys (*.pem) whose owners may sign models for this device."""
+        return self.state_dir / "trust"
+
 
 class Http(msgspec.Struct, frozen=True, kw_only=True):
     """The console. Port 0 takes a free one (written to ``<runtime_dir>/http.json``)."""
@@ -66,6 +82,15 @@ class Buffer(msgspec.Struct, frozen=True, kw_only=True):
         """The cap must leave room to seal one segment while another fills."""
         if self.cap_mb < 4 * self.segment_mb:
             yield "cap_mb", self.cap_mb, "must hold at least 4 segments of segment_mb"
+
+
+class Models(msgspec.Struct, frozen=True, kw_only=True):
+    """Installed models: whom to trust, and what a model on trial has to show before it is committed."""
+
+    trusted_keys: tuple[Path, ...] = ()
+    allow_unsigned: bool = False  # for development
+    trial_results: Annotated[int, msgspec.Meta(ge=0, description="must be results, at least 0")] = 10
+    trial_s: Annotated[float, msgspec.Meta(ge=0, le=86400, description="must be seconds, at least 0")] = 60.0
 
 
 class SpoolSource(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="spool"):
@@ -100,10 +125,13 @@ SourceConfig = SpoolSource | HttpSource | ReplaySource
 
 
 class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
-    """Sources → model → stream of results. ``policy`` says what a full queue does."""
+    """Sources → model → stream of results. ``policy`` says what a full queue does.
+
+    ``model`` is the name of an installed model (``digits``), or with a / in it a bundle directory (``./digits``).
+    """
 
     name: Name
-    model: Path
+    model: Annotated[str, msgspec.Meta(min_length=1, description="must be an installed model or a bundle directory")]
     engines: tuple[Literal["onnxruntime"], ...] = ("onnxruntime",)
     queue: Positive = 64
     policy: Annotated[Policy, msgspec.Meta(description="must be block, drop-oldest or drop-newest")] = Policy.BLOCK
@@ -115,8 +143,15 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
         """A pipeline needs a bundle and something that feeds it."""
         if not self.source:
             yield "source", [], "at least one [[pipeline.source]] is needed"
-        if not (self.model / "manifest.json").is_file():
-            yield "model", str(self.model), "must be a bundle directory (it has no manifest.json)"
+        if self.bundle_dir is None and not re.fullmatch(NAME, self.model):
+            yield "model", self.model, "must be the name of an installed model, or a bundle directory with a / in it"
+        if self.bundle_dir is not None and not (self.bundle_dir / "manifest.json").is_file():
+            yield "model", self.model, "must be a bundle directory (it has no manifest.json)"
+
+    @property
+    def bundle_dir(self) -> Path | None:
+        """The bundle directory that ``model`` names; None when it names an installed model."""
+        return Path(self.model) if "/" in self.model else None
 
 
 class OnnxRuntime(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,6 +174,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     device: Device
     http: Http = Http()
     buffer: Buffer = Buffer()
+    models: Models = Models()
     engines: Engines = Engines()
     pipeline: Annotated[tuple[Pipeline, ...], msgspec.Meta(description="at least one [[pipeline]]")]
 
@@ -146,6 +182,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         """A daemon without a pipeline would only look alive."""
         if not self.pipeline:
             yield "pipeline", [], "at least one [[pipeline]] is needed"
+
+    @property
+    def installed_models(self) -> dict[str, tuple[str, ...]]:
+        """The installed models that pipelines name, with the names of those pipelines."""
+        named = [one for one in self.pipeline if one.bundle_dir is None]
+        return {one.model: tuple(other.name for other in named if other.model == one.model) for one in named}
 
 
 OTHER_SERVICES = ("sync",)
@@ -160,6 +202,8 @@ def validate(table: dict[str, Any], base: Path, where: str = "configuration") ->
     """Check a parsed table; paths become absolute, relative to ``base``. Raises InvalidSettings with every problem."""
     problems: list[Problem] = []
     own = {key: value for key, value in table.items() if key not in OTHER_SERVICES}
+    if "pipeline" in own:
+        own["pipeline"] = _absolute_models(own["pipeline"], base)
     config = parse(Config, own, problems, base=base)
     problems += _repeated_names(table)
     if config is None or problems:
@@ -177,6 +221,18 @@ def _repeated_names(table: dict[str, Any]) -> list[Problem]:
         repeated = sorted({name for name in names if names.count(name) > 1})
         problems += [Problem(f"{key}.name", name, "is used twice; every name must be its own") for name in repeated]
     return problems
+
+
+def _absolute_models(pipelines: object, base: Path) -> object:
+    """The pipelines with their bundle directories made absolute; anything else is left for the schema to refuse."""
+
+    def absolute(pipeline: object) -> object:
+        model = pipeline.get("model") if isinstance(pipeline, dict) else None
+        if not isinstance(pipeline, dict) or not isinstance(model, str) or "/" not in model:
+            return pipeline
+        return {**pipeline, "model": str(base / model)}
+
+    return [absolute(one) for one in pipelines] if isinstance(pipelines, list) else pipelines
 
 
 def _tables(value: object) -> list[Any]:

@@ -93,8 +93,17 @@ def _model(lane: Lane) -> ModelFacts:
         digest=lane.bundle.digest,
         timesteps=lane.bundle.timesteps,
         selftest=selftest,
+        slot=lane.slot.state.value if lane.slot is not None else "directory",
+        signer=_signer(lane),
         reason=lane.reason,
     )
+
+
+def _signer(lane: Lane) -> str:
+    """Whose signature was verified: of a bundle directory none is asked for."""
+    if lane.slot is None:
+        return "not asked"
+    return lane.slot.signer or "UNSIGNED"
 
 
 def _pipeline(lane: Lane, totals: dict[str, Totals]) -> PipelineFacts:
@@ -117,7 +126,7 @@ def _pipeline(lane: Lane, totals: dict[str, Totals]) -> PipelineFacts:
     latency = sorted(flow.latency_ns) if flow is not None else []
     return PipelineFacts(
         name=lane.config.name,
-        model=f"{lane.bundle.name}@{lane.bundle.version}" if lane.bundle is not None else str(lane.config.model),
+        model=f"{lane.bundle.name}@{lane.bundle.version}" if lane.bundle is not None else lane.config.model,
         engine=engine.name,
         results=flow.results if flow is not None else 0,
         errors=flow.errors if flow is not None else 0,

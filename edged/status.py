@@ -29,6 +29,8 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
     timesteps: int
     selftest: str  # passed, failed, pending
+    slot: str = ""  # of an installed model: trial, active; otherwise: directory
+    signer: str = ""  # the trusted key that signed it, UNSIGNED, or that nobody asked
     reason: str = ""
 
 

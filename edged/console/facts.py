@@ -164,13 +164,15 @@ def _engines(engines: Iterable[EngineFacts]) -> Table:
 
 
 def _models(models: Iterable[ModelFacts]) -> Table:
-    headings = ("model", "version", "self-test", "time steps", "digest")
+    headings = ("model", "version", "self-test", "slot", "signed by", "time steps", "digest")
     rows = [
         Row(
             (
                 Cell(one.name),
                 Cell(one.version),
                 Cell(one.selftest, tone=tone(one.selftest)),
+                Cell(one.slot or NOTHING, tone=tone(one.slot)),
+                Cell(one.signer or NOTHING, tone=tone(one.signer)),
                 count(one.timesteps),
                 Cell(one.digest[:DIGEST_SHOWN] or NOTHING),
             ),

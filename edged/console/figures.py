@@ -18,10 +18,10 @@ class Tone(enum.Enum):
 
 
 _TONES = {
-    Tone.GOOD: "ready ok running passed result connected flowing",
+    Tone.GOOD: "ready ok running passed result connected flowing active",
     Tone.WARN: "starting handshaking loading degraded stopping backoff pending waiting connecting probing held "
-    "rejected dropped",
-    Tone.BAD: "failed quarantined full error stopped",
+    "rejected dropped trial",
+    Tone.BAD: "failed quarantined full error stopped UNSIGNED",
 }
 TONE_OF = {word: tone for tone, words in _TONES.items() for word in words.split()}
 

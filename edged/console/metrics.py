@@ -154,9 +154,11 @@ def _engines(engines: Iterable[EngineFacts]) -> list[Family]:
 def _models(models: Iterable[ModelFacts]) -> list[Family]:
     by = [({"model": f"{one.name}@{one.version}"}, one) for one in models]
     words = [({**key, "name": one.name, "version": one.version, "digest": one.digest}, 1.0) for key, one in by]
+    slots = [({**key, "slot": one.slot, "signer": one.signer}, 1.0) for key, one in by]
     tests = [({**key, "result": one.selftest}, 1.0) for key, one in by]
     return [
         _gauge("model_info", "A loaded bundle.", words),
+        _gauge("model_slot", "Where the bundle stands, and who signed it.", slots),
         _gauge("model_selftest", "Whether the bundle proved itself on this device.", tests),
         _gauge("model_timesteps", "Time steps of one inference.", [(key, one.timesteps) for key, one in by]),
     ]

@@ -52,7 +52,14 @@ FULL = Status(
     ),
     models=(
         ModelFacts(
-            name="digits", version="1.0.0", digest="5f1c" * 16, timesteps=106, selftest="passed", reason="checked today"
+            name="digits",
+            version="1.0.0",
+            digest="5f1c" * 16,
+            timesteps=106,
+            selftest="passed",
+            slot="trial",
+            signer="release-2026.pem",
+            reason="checked today",
         ),
     ),
     pipelines=(

@@ -80,7 +80,7 @@ def test_every_error_is_told_at_once_with_key_value_and_hint(tmp_path: Path) -> 
 
 def test_a_pipeline_needs_a_bundle_and_a_source(tmp_path: Path) -> None:
     table = good(tmp_path)
-    table["pipeline"][0].update(model="nowhere", source=[])
+    table["pipeline"][0].update(model="./nowhere", source=[])
     with pytest.raises(InvalidSettings) as caught:
         validate(table, tmp_path)
     assert [problem.key for problem in caught.value.problems] == ["pipeline[0].source", "pipeline[0].model"]

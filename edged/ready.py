@@ -1,0 +1,127 @@
+"""A model made ready on an engine: verified, its plans derived, a worker started, and proved with its golden data.
+
+Whose fault a failure is, is said by the error: ``ModelFailed`` is the model's own; every other EdgedError comes of the
+device, its disk or its engine. Decides nothing about what follows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edged.bundle.loaded import Bundle, open_bundle
+from edged.bundle.plans import GraphRefused, ensure_plans
+from edged.bundle.selftest import SelftestReport, prove
+from edged.engines.engine import WorkerEngine
+from edged.engines.life import Job, WorkerSpec
+from edged.errors import BundleError, EngineError, EngineLost
+
+log = logging.getLogger(__name__)
+
+CUTS = 3  # workers that may end while they prove a model: one may be killed by others, three are no accident
+POLL_S = 0.05
+RESTING = ("backoff", "quarantined")
+
+
+class ModelFailed(BundleError):
+    """The model itself failed on this device: its golden data, its graph, or workers that it ended."""
+
+    code = "model-failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A proved model on a running worker; ``end`` it once."""
+
+    bundle: Bundle
+    engine: WorkerEngine
+    supervision: asyncio.Task[None]
+
+    async def end(self) -> None:
+        """End the worker."""
+        await end_tasks(self.supervision)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to make a model ready. ``patient``: workers that do not come up are waited for, as long as it takes."""
+
+    spec: WorkerSpec
+    max_batch: int
+    cache_dir: Path
+    patient: bool = True
+    is_proved: Callable[[WorkerEngine], bool] = lambda _: False  # then a short self-test is enough
+    on_proved: Callable[[WorkerEngine], None] = lambda _: None
+    on_stage: Callable[[Bundle, WorkerEngine | None], None] = lambda _, __: None  # for whoever watches
+
+
+async def make_ready(path: Path, recipe: Recipe) -> Ready:
+    """Raises ModelFailed, or another EdgedError; then nothing is left running."""
+    bundle = await asyncio.to_thread(open_bundle, path)
+    recipe.on_stage(bundle, None)
+    try:
+        plans = await ensure_plans(bundle, recipe.cache_dir)
+    except GraphRefused as error:
+        raise ModelFailed(f"its graph is refused: {error.message}", error.hint) from None
+    engine = WorkerEngine(recipe.spec, Job(bundle, recipe.max_batch, plans, recipe.cache_dir))
+    ready = Ready(bundle, engine, asyncio.create_task(engine.run(), name=f"{bundle.name}:engine"))
+    try:
+        recipe.on_stage(bundle, engine)
+        if not recipe.patient:
+            await _stands(engine)
+        await _prove(ready, recipe)
+    except BaseException:
+        await ready.end()
+        raise
+    return ready
+
+
+async def end_tasks(*tasks: asyncio.Task[None]) -> None:
+    """Cancel tasks and wait for them; what they raise was seen before or comes of the end."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _stands(engine: WorkerEngine) -> None:
+    """Wait until a worker has the model loaded. Raises ModelFailed when the engine refuses it, EngineLost otherwise."""
+    try:
+        await engine.wait_ready()
+        return
+    except EngineLost as error:
+        why = str(error)
+    except EngineError as error:
+        raise ModelFailed(f"the engine {engine.name} refuses it: {error}") from None
+    while (facts := engine.facts()).state != "quarantined":
+        if facts.state == "ready":
+            return
+        why = facts.reason if facts.state in RESTING else why
+        await asyncio.sleep(POLL_S)
+    raise EngineLost(f"no worker came up: {why}")
+
+
+async def _prove(ready: Ready, recipe: Recipe) -> None:
+    """Raise ModelFailed unless the model proves itself. A worker that ends meanwhile proves nothing, so: once more."""
+    bundle, engine = ready.bundle, ready.engine
+    for cuts in itertools.count(1):
+        full = not recipe.is_proved(engine)
+        try:
+            report = await prove(engine, bundle, full=full)
+            break
+        except EngineLost as error:
+            log.warning("self-test was cut short", extra={"model": bundle.name, "reason": str(error)})
+            if cuts >= CUTS and not recipe.patient:
+                raise ModelFailed(f"it ended {cuts} workers in its self-test: {error}") from None
+        await asyncio.sleep(POLL_S)
+    _judge(report)
+    if full:
+        await asyncio.to_thread(recipe.on_proved, engine)
+
+
+def _judge(report: SelftestReport) -> None:
+    if not report.passed:
+        raise ModelFailed(f"{report.bundle.partition('@')[0]} failed its self-test on {report.engine}: {report.reason}")
