@@ -86,7 +86,8 @@ def write(
     return write_bundle(
         dest,
         manifest=manifest,
-        model=model,
+        model=converted.stored(),
+        precision="int8" if converted.options.weights == "int8" else "f32",
         golden=make_golden(model, spec, _GOLDEN_SEED),
         report=reports.encode(report),
         card=card(manifest, identity.notes, report),

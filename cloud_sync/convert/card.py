@@ -44,7 +44,12 @@ def _extras(report: Report) -> Iterator[str]:
     if report.steps:
         yield f"A layer fires when all of its input has come, up to {report.timesteps} times a neuron."
     if report.weights == "int8":
-        yield "The weights of each output lie on 255 levels (8 bits); the file holds them as float32."
+        yield "The weights of each output are whole numbers of 8 bits with one scale, which engines turn into float32."
+    if report.unrounded is not None:
+        bytes_, whole = report.spiking.footprint.parameters_bytes, report.unrounded
+        right = "" if whole.accuracy is None else f"{percent(whole.accuracy)} are right and "
+        yield f"They and the biases take {bytes_:,} bytes; in float32 {whole.parameters_bytes:,}, with which"
+        yield f"{right}{percent(whole.agreement)} agree with the ANN."
     if report.bias_correction:
         yield "Biases were moved until the means of each channel were the ANN's on the calibration images."
     yield from (f"Note: {note}." for note in report.notes)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from cloud_sync.convert.ann import Ann
 from cloud_sync.convert.network import Floats, Network
 from cloud_sync.convert.operations import LayerCounter, SynapticOperations
+from cloud_sync.convert.progress import Progress, Say, silent
 from cloud_sync.convert.runtime import Runtime
 from cloud_sync.convert.step import SpikingNetwork
 
@@ -70,10 +71,10 @@ def run_ann(network: Network, samples: Floats) -> Activity:
     return meter.activity()
 
 
-def run_spiking(spiking: SpikingNetwork, samples: Floats, steps: int) -> Activity:
+def run_spiking(spiking: SpikingNetwork, samples: Floats, steps: int, say: Say = silent) -> Activity:
     """``steps`` steps from zero state over samples (N, *input_shape), or (N, T, *input_shape) of a sequence.
 
-    Scores are the mean output.
+    Scores are the mean output. ``say`` is told how far it got.
     """
     graph = spiking.graph
     sequence = graph.inputs[0].sequence
@@ -81,6 +82,7 @@ def run_spiking(spiking: SpikingNetwork, samples: Floats, steps: int) -> Activit
     watched = [*(s.source for s in spiking.synapses), *(n.spikes for n in spiking.neurons)]
     runtime = Runtime(graph.model, sorted(set(watched)))
     fetches = [graph.output, *(state.output for state in graph.states), *watched]
+    progress, done = Progress(say, f"images through {steps} steps", len(samples)), 0
     for batch in _batches(samples):
         feeds = {state.input: np.zeros((len(batch), *state.shape), np.float32) for state in graph.states}
         total = np.zeros((len(batch), graph.classes), np.float32)
@@ -91,6 +93,8 @@ def run_spiking(spiking: SpikingNetwork, samples: Floats, steps: int) -> Activit
             feeds |= {state.input: value for state, value in zip(graph.states, values, strict=False)}
             meter.see(values[len(graph.states) :])
         meter.keep(total / np.float32(steps))
+        done += len(batch)
+        progress.at(done)
     return meter.activity()
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
+
+import onnx
 
 from cloud_sync.convert import grid
 from cloud_sync.convert.biases import corrected
@@ -12,14 +13,15 @@ from cloud_sync.convert.errors import ConversionError
 from cloud_sync.convert.firing import Firing
 from cloud_sync.convert.fold import fold
 from cloud_sync.convert.network import Floats, Network
+from cloud_sync.convert.progress import Say, silent
 from cloud_sync.convert.spiking import spiking
 from cloud_sync.convert.step import SpikingNetwork
 from cloud_sync.convert.thresholds import calibrate
 from cloud_sync.convert.weights import Weights, as_they_are, int8
+from edged.bundle.graph.quantized import packed
 from edged.bundle.manifest import MAX_TIMESTEPS
 
 WeightKind = Literal["float32", "int8"]
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +55,14 @@ class Converted:
     timesteps: int
     options: Options
 
+    def stored(self) -> onnx.ModelProto:
+        """The step graph as a bundle keeps it: with int8 weights where that was asked for."""
+        model = self.spiking.graph.model
+        return packed(model) if self.options.weights == "int8" else model
+
 
 def convert(
-    network: Network, calibration: Floats, timesteps: int, options: Options = PLAIN, say: Say = lambda _: None
+    network: Network, calibration: Floats, timesteps: int, options: Options = PLAIN, say: Say = silent
 ) -> Converted:
     """Convert a loaded ANN with calibration samples (N, *input_shape). The same arguments give the same graph.
 

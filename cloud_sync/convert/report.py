@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from cloud_sync.convert.evaluate import Activity, accuracy, agreement, run_ann, run_spiking
 from cloud_sync.convert.firing import Firing
 from cloud_sync.convert.network import Conv, Dense, Floats, Network
-from cloud_sync.convert.pipeline import Converted, Say, convert
+from cloud_sync.convert.pipeline import Converted, convert
+from cloud_sync.convert.progress import Say, silent
 from cloud_sync.convert.step import SpikingNetwork
 
 SCHEMA = "edged.report.v1"
 SWEEP = (4, 8, 16, 32)
 
 _FLOAT_BYTES = 4
+_BYTES = {onnx.TensorProto.INT8: 1}  # of one number; shapes and axes are few
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,11 +75,19 @@ class Point(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     steps: int | None = None
 
 
+class Unrounded(msgspec.Struct, frozen=True, kw_only=True):
+    """The same conversion with its weights in float32: what int8 cost, and how large it would be."""
+
+    accuracy: float | None
+    agreement: float
+    parameters_bytes: int
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The whole report. ``alphabet`` are the values of one spike: figures for other alphabets are not comparable.
 
     ``steps`` is how long the network runs where that is not T; ``firing`` is binary and ``weights`` are
-    float32 where they are absent; ``notes`` say what was left out of the ANN.
+    float32 where they are absent, else ``unrounded`` stands beside; ``notes`` say what was left out of the ANN.
     """
 
     schema: str
@@ -93,6 +104,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     firing: str | None = None
     steps: int | None = None
     weights: str | None = None
+    unrounded: Unrounded | None = None
     bias_correction: bool = False
     notes: tuple[str, ...] = ()
 
@@ -104,18 +116,18 @@ def assess(
     evaluation: Evaluation,
     *,
     sweep: Sequence[int] = SWEEP,
-    say: Say = lambda _: None,
+    say: Say = silent,
 ) -> Report:
     """Judge a conversion beside its ANN, and the same conversion at every T of ``sweep``."""
     options, spiking = converted.options, converted.spiking
     ann = run_ann(converted.ann, evaluation.samples)
-    own = run_spiking(spiking, evaluation.samples, spiking.steps)
+    own = run_spiking(spiking, evaluation.samples, spiking.steps, say)
     points = []
     for timesteps in sweep:
         made, scores = converted, own.scores
         if timesteps != converted.timesteps:
             made = convert(original, calibration, timesteps, options)
-            scores = run_spiking(made.spiking, evaluation.samples, made.spiking.steps).scores
+            scores = run_spiking(made.spiking, evaluation.samples, made.spiking.steps, say).scores
         points.append(_point(made, scores, ann.scores, evaluation))
         say(f"  judged T = {timesteps}")
     return Report(
@@ -127,12 +139,15 @@ def assess(
         alphabet=options.firing.alphabet,
         exact=options.exact,
         agreement=share(agreement(own.scores, ann.scores)),
-        spiking=spiking_cost(spiking, spiking.steps, own, evaluation),
+        spiking=spiking_cost(spiking, spiking.steps, own, evaluation, converted.stored()),
         ann=_ann_cost(converted.ann, ann, evaluation),
         by_timesteps=tuple(points),
         firing=None if options.firing is Firing.BINARY else str(options.firing),
         steps=_steps(converted),
         weights=None if options.weights == "float32" else options.weights,
+        unrounded=None
+        if options.weights == "float32"
+        else _unrounded(original, calibration, converted, ann, evaluation),
         bias_correction=options.correct_biases,
         notes=original.notes,
     )
@@ -148,19 +163,44 @@ def _point(made: Converted, scores: Floats, reference: Floats, evaluation: Evalu
     return Point(timesteps=made.timesteps, accuracy=right, agreement=same, steps=_steps(made))
 
 
+def _unrounded(
+    original: Network, calibration: Floats, converted: Converted, ann: Activity, evaluation: Evaluation
+) -> Unrounded:
+    options = replace(converted.options, weights="float32")
+    made = convert(original, calibration, converted.timesteps, options)
+    scores = run_spiking(made.spiking, evaluation.samples, made.spiking.steps).scores
+    return Unrounded(
+        accuracy=_accuracy(scores, evaluation),
+        agreement=share(agreement(scores, ann.scores)),
+        parameters_bytes=_parameters_bytes(made.spiking.graph.model),
+    )
+
+
 def _steps(made: Converted) -> int | None:
     return None if made.spiking.steps == made.timesteps else made.spiking.steps
 
 
-def spiking_cost(network: SpikingNetwork, steps: int, activity: Activity, evaluation: Evaluation) -> Cost:
-    """The fields of a spiking network after ``steps`` steps over the samples of an evaluation."""
+def spiking_cost(
+    network: SpikingNetwork,
+    steps: int,
+    activity: Activity,
+    evaluation: Evaluation,
+    stored: onnx.ModelProto | None = None,
+) -> Cost:
+    """The fields of a spiking network after ``steps`` steps over the samples of an evaluation.
+
+    ``stored`` is the graph as its file keeps it, where that is not the one that was run.
+    """
     neurons = sum(math.prod(layer.shape) for layer in network.neurons)
     states = sum(math.prod(state.shape) for state in network.graph.states)
     weights = [synapses.operation for synapses in network.synapses]
-    initializers = network.graph.model.graph.initializer
-    parameters = sum(math.prod(tensor.dims) for tensor in initializers)
-    footprint = Footprint(parameters_bytes=parameters * _FLOAT_BYTES, states_bytes=states * _FLOAT_BYTES)
+    parameters_bytes = _parameters_bytes(stored or network.graph.model)
+    footprint = Footprint(parameters_bytes=parameters_bytes, states_bytes=states * _FLOAT_BYTES)
     return _cost(activity, evaluation, footprint, weights, neurons * steps)
+
+
+def _parameters_bytes(model: onnx.ModelProto) -> int:
+    return sum(math.prod(t.dims) * _BYTES.get(t.data_type, _FLOAT_BYTES) for t in model.graph.initializer)
 
 
 def _ann_cost(network: Network, activity: Activity, evaluation: Evaluation) -> Cost:

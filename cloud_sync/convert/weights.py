@@ -8,8 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from cloud_sync.convert.network import Conv, Dense
-
-_LEVELS = 127  # of 8 bits with a sign, the same number both ways
+from edged.bundle.graph.quantized import LEVELS
 
 
 class Weights(Protocol):
@@ -25,8 +24,11 @@ def as_they_are(operation: Conv | Dense, *, analogue: bool) -> Conv | Dense:  # 
 
 
 def int8(operation: Conv | Dense, *, analogue: bool) -> Conv | Dense:  # noqa: ARG001  # as above
-    """Each output's weights as whole multiples, -127 to 127, of one step of its own; biases stay as they are."""
+    """Each output's weights as whole multiples, -127 to 127, of one step of its own; biases stay as they are.
+
+    Steps and products are float32, so that a file may keep the whole numbers and DequantizeLinear gives these weights.
+    """
     axis = 0 if isinstance(operation, Dense) else tuple(range(1, operation.weight.ndim))
     peak = np.abs(operation.weight).max(axis=axis, keepdims=True)
-    step = np.where(peak > 0, peak, 1).astype(np.float64) / _LEVELS
-    return replace(operation, weight=(np.round(operation.weight / step) * step).astype(np.float32))
+    step = np.where(peak > 0, peak, LEVELS).astype(np.float32) / np.float32(LEVELS)
+    return replace(operation, weight=np.round(operation.weight / step) * step)

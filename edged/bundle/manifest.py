@@ -58,6 +58,9 @@ Shape = Annotated[
 ]
 
 
+Precision = Literal["f32", "int8"]  # int8: weights in 8 bits with a scale a channel, float32 everywhere else
+
+
 class Constant(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="constant"):
     """A payload is one array, shown unchanged at every step."""
 
@@ -177,9 +180,9 @@ class Semantics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Variant(msgspec.Struct, frozen=True, kw_only=True):
-    """One precision of the model with its own golden data."""
+    """One precision of the model's weights, with golden data of its own."""
 
-    name: Annotated[Literal["f32"], msgspec.Meta(description="must be f32")]
+    name: Annotated[Precision, msgspec.Meta(description="must be f32 or int8")]
     model: Name
     golden: Name
 
@@ -357,7 +360,7 @@ def _input_checks(key: str, entry: Input) -> Iterator[Problem]:
 
 def _file_checks(manifest: Manifest) -> Iterator[Problem]:
     if len(manifest.variants) != 1:
-        yield Problem("variants", len(manifest.variants), "must be exactly one, f32")
+        yield Problem("variants", len(manifest.variants), "must be exactly one")
     for k, variant in enumerate(manifest.variants):
         for role in ("model", "golden"):
             if getattr(variant, role) not in manifest.files:

@@ -4,8 +4,8 @@ The daemon never imports onnx: ``ensure_plans`` starts ``python -m edged.bundle.
 graph, derives the plans and renames the directory into place. A cached file whose sha256 does not match is rebuilt.
 Plans are never shipped and never trusted beyond this cache.
 
-A directory holds ``step.onnx`` (the model's own bytes), ``window-unrolled.onnx``, ``window-scan.onnx`` and
-``plans.json`` with the sha256 of each.
+A directory holds ``step.onnx`` (the model with its weights in float32), ``window-unrolled.onnx``, ``window-scan.onnx``
+and ``plans.json`` with the sha256 of each.
 """
 
 from __future__ import annotations
@@ -108,10 +108,9 @@ def derive(bundle: Bundle) -> dict[str, bytes]:
     from edged.bundle.graph.checks import check_step_graph
     from edged.bundle.graph.plans import window_plan
 
-    model_bytes = bundle.read(bundle.manifest.variant.model)
     try:
-        model = check_step_graph(model_bytes, bundle.spec)
-        plans = {STEP: model_bytes}
+        model = check_step_graph(bundle.read(bundle.manifest.variant.model), bundle.spec)
+        plans = {STEP: model.SerializeToString(deterministic=True)}
         plans[WINDOWS["unrolled"]] = window_plan(model, bundle.spec, "unrolled").SerializeToString(deterministic=True)
         plans[WINDOWS["scan"]] = window_plan(model, bundle.spec, "scan").SerializeToString(deterministic=True)
     except BundleError as error:

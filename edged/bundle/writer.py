@@ -22,6 +22,7 @@ from edged.bundle.manifest import (
     FileEntry,
     Manifest,
     ManifestDraft,
+    Precision,
     Variant,
     check_draft,
     encode_manifest,
@@ -42,8 +43,12 @@ def write_bundle(
     golden: Mapping[str, Array],
     report: bytes | Mapping[str, Any],
     card: str,
+    precision: Precision = "f32",
 ) -> Bundle:
-    """Write a bundle to ``dest``, which must not exist. Raises BundleError; then nothing was written."""
+    """Write a bundle to ``dest``, which must not exist. Raises BundleError; then nothing was written.
+
+    ``precision`` is that of the weights in ``model``.
+    """
     check_draft(manifest)
     if not isinstance(report, bytes):
         encoded = msgspec.json.encode(dict(report), order="deterministic")
@@ -54,15 +59,17 @@ def write_bundle(
         REPORT: report,
         CARD: card.encode(),
     }
-    return write_contents(dest, manifest, contents)
+    return write_contents(dest, manifest, contents, precision)
 
 
-def write_contents(dest: Path, draft: ManifestDraft, contents: Mapping[str, bytes]) -> Bundle:
+def write_contents(
+    dest: Path, draft: ManifestDraft, contents: Mapping[str, bytes], precision: Precision = "f32"
+) -> Bundle:
     """Write given files and the manifest that names them. Raises BundleError; then nothing was written."""
     files = {
         name: FileEntry(sha256=hashlib.sha256(data).hexdigest(), size=len(data)) for name, data in contents.items()
     }
-    variants = (Variant(name="f32", model=MODEL, golden=GOLDEN),)
+    variants = (Variant(name=precision, model=MODEL, golden=GOLDEN),)
     said = {name: getattr(draft, name) for name in ManifestDraft.__struct_fields__}
     whole = Manifest(**said, schema="edged.bundle.v1", variants=variants, files=dict(sorted(files.items())))
     with appearing(dest) as temporary:

@@ -87,7 +87,7 @@ BAD: dict[str, tuple[Callable[[Table], object], str]] = {
     "another tie rule": (put("readout", "ties", value="random"), "must be lowest_index"),
     "no variant": (put("variants", value=[]), "variants = 0: must be exactly one"),
     "a variant's missing file": (put("variants", 0, "model", value="other.onnx"), "'other.onnx': is not among files"),
-    "another precision": (put("variants", 0, "name", value="int8"), "must be f32"),
+    "another precision": (put("variants", 0, "name", value="fp16"), "must be f32 or int8"),
     "a file in a folder": (put("files", "a/b", value={"sha256": "0" * 64, "size": 1}), "a plain file name"),
     "a file above": (put("files", "..", value={"sha256": "0" * 64, "size": 1}), "a plain file name"),
     "an absolute file": (put("files", "/etc/passwd", value={"sha256": "0" * 64, "size": 1}), "a plain file name"),

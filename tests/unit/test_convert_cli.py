@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, numpy_helper
 from PIL import Image
 
 from cloud_sync.convert.cli import Exit, main
+from edged.bundle.graph.checks import check_step_graph
 from edged.bundle.loaded import open_bundle
 from edged.bundle.manifest import Grayscale, Layout, Normalize, Resize, Scale
+from edged.bundle.selftest import prove
 from tests.support import anns
+from tests.support.stock_engine import StockEngine
 
 
 class Bench:
@@ -99,6 +104,40 @@ def test_preprocessing_goes_into_the_manifest_in_the_documented_order(bench: Ben
         Scale(factor=1 / 255),
         Normalize(mean=(0.5,), std=(0.25,)),
     )
+
+
+def _scaled(model: bytes) -> bytes:
+    """The same with one scale of its last int8 weight 2 % larger."""
+    changed = onnx.load_model_from_string(model)
+    scale = [tensor for tensor in changed.graph.initializer if tensor.name.endswith(".scale")][-1]
+    values = numpy_helper.to_array(scale).copy()
+    values[0] *= 1.02
+    scale.CopyFrom(numpy_helper.from_array(values, scale.name))
+    return bytes(changed.SerializeToString())
+
+
+def test_int8_weights_are_stored_as_int8_and_prove_themselves_by_golden_data_of_their_own(bench: Bench) -> None:
+    held_out = str(bench.folder / "held-out.npz")
+    for out, more in (("whole", []), ("small", ["--weights", "int8"])):
+        assert bench.convert("--evaluate", held_out, *more, out=out) == Exit.WRITTEN
+    whole, small = (open_bundle(bench.folder / out) for out in ("whole", "small"))
+    assert [bundle.manifest.variant.name for bundle in (whole, small)] == ["f32", "int8"]
+    assert whole.read("golden.npz") != small.read("golden.npz")
+    kinds = {t.data_type for t in onnx.load_model_from_string(small.read("model.onnx")).graph.initializer}
+    assert TensorProto.INT8 in kinds
+    reports = [json.loads(bundle.read("report.json")) for bundle in (whole, small)]
+    assert reports[1]["unrounded"]["accuracy"] == reports[0]["spiking"]["accuracy"]
+    sizes = [report["spiking"]["footprint"]["parameters_bytes"] for report in reports]
+    assert reports[1]["unrounded"]["parameters_bytes"] == sizes[0] > 2 * sizes[1]
+    assert b"whole numbers of 8 bits" in small.read("README.md")
+
+    def proved(model: bytes) -> bool:
+        engine = StockEngine(check_step_graph(model, small.spec), small.spec)
+        return asyncio.run(prove(engine, small)).passed
+
+    assert proved(small.read("model.onnx"))
+    assert not proved(_scaled(small.read("model.onnx")))  # the control
+    assert not proved(whole.read("model.onnx"))  # nor is float32 what this golden data asks for
 
 
 def test_refused_nodes_are_all_named_and_nothing_is_written(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:

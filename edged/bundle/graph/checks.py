@@ -1,8 +1,8 @@
 """Static verification of a canonical step graph: what passes can be run, batched and folded over time.
 
-Order: size and form of the protobuf, initializers, signature, nodes and neurons, then ONNX's own checker and strict
-shape inference, then the batch rules. Each failure is a BundleError that names the node or tensor and the reason. Runs
-nothing; the probe that runs a batch is ``probe.py``.
+Order: size and form of the protobuf, int8 weights (which become float32), initializers, signature, nodes and neurons,
+then ONNX's own checker and strict shape inference, then the batch rules. Each failure is a BundleError that names the
+node or tensor and the reason. Runs nothing; the probe that runs a batch is ``probe.py``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from edged.bundle.graph.batch_rules import RULES, Site
 from edged.bundle.graph.functions import function_bytes
 from edged.bundle.graph.neuron_checks import Constants, Shapes, check_currents, check_neurons, refuse
 from edged.bundle.graph.neurons import DOMAIN, DOMAIN_VERSION, IR_VERSION, NEURONS, OPSET
+from edged.bundle.graph.quantized import restored
 from edged.bundle.graph.spec import BATCH, GraphSpec
 from edged.errors import BundleError
 
@@ -33,10 +34,11 @@ _PLAIN_ATTRIBUTES = {AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.ST
 
 
 def check_step_graph(source: bytes | onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:
-    """Verify a step graph against what its manifest says and return it parsed. Raises BundleError."""
+    """Verify a step graph against what its manifest says and return it parsed, in float32. Raises BundleError."""
     model = parse_model(source) if isinstance(source, bytes) else source
     _check_header(model)
     _check_functions(model)
+    model = restored(model)
     constants = _constants(model.graph)
     _check_signature(model.graph, spec)
     _check_nodes(model.graph, spec)
