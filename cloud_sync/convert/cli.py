@@ -7,16 +7,14 @@ long work begins, and the bundle appears whole or not at all. Holds no logic of 
 from __future__ import annotations
 
 import argparse
-import enum
-import hashlib
 import os
 import sys
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 
 from cloud_sync.convert import transformer, transformer_bundle, transformer_load, transformer_report
-from cloud_sync.convert.bundle import Identity, input_entry, write
+from cloud_sync.convert.arguments import Exit, add_identity, add_preprocessing, digest, identity, preprocess, say
+from cloud_sync.convert.bundle import input_entry, write
 from cloud_sync.convert.errors import ConversionError, RefusedNodesError
 from cloud_sync.convert.firing import Firing
 from cloud_sync.convert.load import load
@@ -29,17 +27,8 @@ from cloud_sync.convert.transformer_emit import ann
 from cloud_sync.convert.transformer_graph import Transformer
 from cloud_sync.convert.transformer_report import TransformerReport
 from edged.bundle.loaded import Bundle
-from edged.bundle.manifest import Grayscale, Input, Layout, Normalize, Preprocess, Resize, Scale
+from edged.bundle.manifest import Input
 from edged.errors import EdgedError
-
-
-class Exit(enum.IntEnum):
-    """Exit codes of the command; 2 is argparse's own, for a wrong command line."""
-
-    WRITTEN = 0
-    FAILED = 1
-    USAGE = 2
-    REFUSED = 3  # the ANN holds nodes that cannot be converted; each was named
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,10 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _run(options)
     except RefusedNodesError as error:
-        _say(f"edged-convert: {error}")
+        say(f"edged-convert: {error}")
         return Exit.REFUSED
     except EdgedError as error:
-        _say(f"edged-convert: {error}")
+        say(f"edged-convert: {error}")
         return Exit.FAILED
     return Exit.WRITTEN
 
@@ -63,20 +52,20 @@ def _run(options: argparse.Namespace) -> None:
         _run_transformer(options)
         return
     network = load(options.ann, options.until)
-    entry = input_entry(network.input, network.input_shape, _preprocess(options))
-    labels = _labels(options.labels, network.classes)
-    _say(f"{options.ann}: {sum(1 for _ in network.relus())} layers of neurons, {network.parameters:,} parameters")
+    entry = input_entry(network.input, network.input_shape, preprocess(options))
+    who = identity(options, network.classes)
+    say(f"{options.ann}: {sum(1 for _ in network.relus())} layers of neurons, {network.parameters:,} parameters")
     calibration = samples(entry, read_images(options.calibrate))
     evaluation = _evaluation(options.evaluate, network, entry)
-    _say(f"calibrating on {len(calibration)} images for T = {options.timesteps}")
-    converted = convert(network, calibration, options.timesteps, _recipe(options), _say)
-    _say(f"judging on {options.evaluate or 'the calibration images'}, at T = {', '.join(map(str, SWEEP))} too")
+    say(f"calibrating on {len(calibration)} images for T = {options.timesteps}")
+    converted = convert(network, calibration, options.timesteps, _recipe(options), say)
+    say(f"judging on {options.evaluate or 'the calibration images'}, at T = {', '.join(map(str, SWEEP))} too")
     judged = evaluation or Evaluation(calibration, None, "the calibration images, without labels")
-    report = assess(network, calibration, converted, judged, say=_say)
+    report = assess(network, calibration, converted, judged, say=say)
     _tell(report)
     times = measure(converted, judged.samples[:1])
-    _say(f"one image, one thread, this machine: ANN {times.ann_us:.0f} µs, spiking {times.spiking_us:.0f} µs")
-    _wrote(options, write(options.out, converted, entry, _identity(options, labels), report, _digest(options.ann)))
+    say(f"one image, one thread, this machine: ANN {times.ann_us:.0f} µs, spiking {times.spiking_us:.0f} µs")
+    _wrote(options, write(options.out, converted, entry, who, report, digest(options.ann)))
 
 
 def _run_transformer(options: argparse.Namespace) -> None:
@@ -84,38 +73,27 @@ def _run_transformer(options: argparse.Namespace) -> None:
     if _recipe(options) != Options() or options.until:
         raise ConversionError("--levels is for transformers", "it goes with none of the other ways to fire and to cut")
     network = transformer_load.load(options.ann)
-    entry = input_entry(network.input, network.input_shape, _preprocess(options))
-    labels = _labels(options.labels, network.classes)
-    _say(f"{options.ann}: {len(network.spiking())} layers of neurons, {network.parameters:,} constants")
+    entry = input_entry(network.input, network.input_shape, preprocess(options))
+    who = identity(options, network.classes)
+    say(f"{options.ann}: {len(network.spiking())} layers of neurons, {network.parameters:,} constants")
     calibration = samples(entry, read_images(options.calibrate))
     judged = _evaluation(options.evaluate, network, entry) or Evaluation(
         calibration, None, "the calibration images, without labels"
     )
-    _say(f"calibrating on {len(calibration)} images for T = {options.timesteps}, {options.levels} levels")
+    say(f"calibrating on {len(calibration)} images for T = {options.timesteps}, {options.levels} levels")
     converted = transformer.convert(network, calibration, options.timesteps, options.levels)
-    _say(f"judging on {judged.name}, at T = {', '.join(map(str, transformer_report.SWEEP))} too")
+    say(f"judging on {judged.name}, at T = {', '.join(map(str, transformer_report.SWEEP))} too")
     report = transformer_report.assess(calibration, converted, judged)
     _tell(report)
     floating = ", ".join(f"{one.nodes} {one.operation}" for one in report.host)
-    _say(f"  floating point at every step, not spikes: {floating}")
+    say(f"  floating point at every step, not spikes: {floating}")
     times = compare(ann(network).model, converted.spiking.graph, options.timesteps, judged.samples[:1])
-    _say(f"one image, one thread, this machine: ANN {times.ann_us:.0f} µs, spiking {times.spiking_us:.0f} µs")
-    identity, digest = _identity(options, labels), _digest(options.ann)
-    _wrote(options, transformer_bundle.write(options.out, converted, entry, identity, report, digest))
-
-
-def _identity(options: argparse.Namespace, labels: tuple[str, ...]) -> Identity:
-    return Identity(
-        options.name, options.version, labels, options.description, options.license, options.release_counter
-    )
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    say(f"one image, one thread, this machine: ANN {times.ann_us:.0f} µs, spiking {times.spiking_us:.0f} µs")
+    _wrote(options, transformer_bundle.write(options.out, converted, entry, who, report, digest(options.ann)))
 
 
 def _wrote(options: argparse.Namespace, bundle: Bundle) -> None:
-    _say(f"wrote {options.out}")
+    say(f"wrote {options.out}")
     print(bundle.name, bundle.version, bundle.digest)
 
 
@@ -130,15 +108,15 @@ def _recipe(options: argparse.Namespace) -> Options:
 
 def _tell(report: Report | TransformerReport) -> None:
     for note in report.notes if isinstance(report, Report) else ():
-        _say(f"note: {note}")
+        say(f"note: {note}")
     for point in report.by_timesteps:
         right = "" if point.accuracy is None else f"{100 * point.accuracy:.2f} % right, "
         steps = f" ({point.steps} steps)" if point.steps else ""
-        _say(f"  T = {point.timesteps}{steps}: {right}{100 * point.agreement:.2f} % as the ANN")
+        say(f"  T = {point.timesteps}{steps}: {right}{100 * point.agreement:.2f} % as the ANN")
     for name, cost in (("ANN", report.ann), (f"spiking, T = {report.timesteps}", report.spiking)):
         done = cost.synaptic_operations
         right = "" if cost.accuracy is None else f"{100 * cost.accuracy:.2f} % right, "
-        _say(f"  {name}: {right}{done.effective_macs:,.0f} MACs and {done.effective_acs:,.0f} ACs an image")
+        say(f"  {name}: {right}{done.effective_macs:,.0f} MACs and {done.effective_acs:,.0f} ACs an image")
 
 
 def _evaluation(path: Path | None, network: Network | Transformer, entry: Input) -> Evaluation | None:
@@ -146,36 +124,6 @@ def _evaluation(path: Path | None, network: Network | Transformer, entry: Input)
         return None
     images, labels = read_labelled(path, network.classes)
     return Evaluation(samples(entry, images), labels, path.name)
-
-
-def _labels(given: str | None, classes: int) -> tuple[str, ...]:
-    if given is None:
-        return tuple(str(index) for index in range(classes))
-    try:
-        text = Path(given).read_text(encoding="utf-8") if Path(given).is_file() else given.replace(",", "\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConversionError(f"{given} cannot be read: {error}") from None
-    labels = tuple(line.strip() for line in text.splitlines() if line.strip())
-    if len(labels) != classes:
-        raise ConversionError(f"{len(labels)} labels for {classes} classes", "give one for each class, in order")
-    return labels
-
-
-def _preprocess(options: argparse.Namespace) -> tuple[Preprocess, ...]:
-    steps: list[Preprocess] = []
-    if options.layout:
-        steps.append(Layout(axes=options.layout))
-    if options.grayscale:
-        steps.append(Grayscale())
-    if options.resize:
-        steps.append(Resize(height=options.resize[0], width=options.resize[1]))
-    if options.scale != 1 or options.offset != 0:
-        steps.append(Scale(factor=options.scale, offset=options.offset))
-    if bool(options.mean) != bool(options.std):
-        raise ConversionError("--mean and --std belong together")
-    if options.mean:
-        steps.append(Normalize(mean=options.mean, std=options.std))
-    return tuple(steps)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -186,9 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         "--calibrate", type=Path, required=True, metavar="DIR|NPZ", help="images to choose thresholds on (256 and more)"
     )
     add("--out", type=Path, required=True, metavar="DIR", help="the bundle to write; must not exist")
-    add("--name", required=True, help="the model's name")
-    add("--version", default="1.0.0", help="the model's version (default: %(default)s)")
-    add("--release-counter", type=int, default=0, metavar="N", help="grows with each release (default: 0)")
+    add_identity(parser)
     add("--timesteps", type=int, default=16, metavar="T", help="more steps: closer to the ANN, slower (default: 16)")
     add(
         "--levels",
@@ -197,12 +143,9 @@ def _parser() -> argparse.ArgumentParser:
         help=f"the ANN is a vision transformer: carry it by signed spikes of K sizes (try {transformer.LEVELS})",
     )
     add("--evaluate", type=Path, metavar="NPZ", help="images and labels to judge on, which training never saw")
-    add("--labels", metavar="A,B,…|FILE", help="names of the classes in order (default: 0, 1, …)")
-    add("--description", default="", help="one sentence for the manifest and the card")
-    add("--license", default="", help="the licence of the weights, as an SPDX identifier")
     add("--until", default="", metavar="NODE", help="convert the part up to this node; its output is the bundle's")
     _add_recipe(parser.add_argument_group("how spikes carry activations"))
-    _add_preprocessing(parser.add_argument_group("preprocessing, in this order; goes into the manifest"))
+    add_preprocessing(parser.add_argument_group("preprocessing, in this order; goes into the manifest"))
     return parser
 
 
@@ -222,37 +165,6 @@ def _add_recipe(group: argparse._ArgumentGroup) -> None:
     add("--bias-correction", action="store_true", help="move biases until each channel's mean is the ANN's")
     add("--exact", action="store_true", help="round weights to a grid on which every engine computes the same bits")
     add("--weights", choices=("float32", "int8"), default="float32", help="int8: 255 levels for each output channel")
-
-
-def _add_preprocessing(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--layout", choices=("HW", "HWC"), help="axes of an image; it becomes CHW")
-    add("--grayscale", action="store_true", help="three channels become one")
-    add("--resize", type=_size, metavar="HxW", help="resize linearly, in pixels")
-    add("--scale", type=_number, default=1.0, metavar="F", help="multiply, for example by 1/255")
-    add("--offset", type=_number, default=0.0, metavar="F", help="add, after the scale")
-    add("--mean", type=_numbers, default=(), metavar="F,…", help="subtract, one number for each channel")
-    add("--std", type=_numbers, default=(), metavar="F,…", help="then divide")
-
-
-def _number(text: str) -> float:
-    try:
-        return float(Fraction(text))
-    except ZeroDivisionError:
-        raise argparse.ArgumentTypeError(f"{text!r} divides by zero") from None
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(_number(part) for part in text.split(","))
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, width = text.lower().split("x")
-    return int(height), int(width)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import pytest
 from onnx import TensorProto, numpy_helper
 from PIL import Image
 
-from cloud_sync.convert.cli import Exit, main
+from cloud_sync.convert.arguments import Exit
+from cloud_sync.convert.cli import main
 from edged.bundle.graph.checks import check_step_graph
 from edged.bundle.loaded import open_bundle
 from edged.bundle.manifest import Grayscale, Layout, Normalize, Resize, Scale

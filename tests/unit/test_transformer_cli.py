@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cloud_sync.convert.cli import Exit, main
+from cloud_sync.convert.arguments import Exit
+from cloud_sync.convert.cli import main
 from edged.bundle.loaded import open_bundle
 from tests.support.transformers import CLASSES, images, vit
 
