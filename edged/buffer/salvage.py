@@ -1,8 +1,10 @@
 """Reads what can be read of a damaged segment: page by page, without SQLite.
 
 SQLite gives up a whole subtree for one bad page, and everything for a bad first page. Here every leaf page of the file
-speaks for itself: a row counts when its record has the shape of ``entry`` and its checksum fits. Pages in the
-write-ahead log replace those of the file, the last one wins; damage in the log's middle does not hide what follows.
+speaks for itself: a row counts when its record has the shape of ``entry`` and its checksum fits. The write-ahead log
+holds several versions of a page, and rows are never changed: every version is read, so a torn frame takes nothing
+away from the good ones before it, and damage in the log's middle does not hide what follows. Behind the damage the log
+may also hold what a killed process never finished; of that, what the good part says otherwise does not count.
 
 Pure reading of one file and its log, which must not be open in SQLite in this process (closing a file drops the
 locks on it). Format: https://www.sqlite.org/fileformat2.html
@@ -11,7 +13,7 @@ locks on it). Format: https://www.sqlite.org/fileformat2.html
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ _INTEGER_BYTES = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
 _MAX_LOCAL = PAGE_BYTES - 35
 _MIN_LOCAL = (PAGE_BYTES - 12) * 32 // 255 - 23
 
+_Frame = tuple[int, bytes, bool]  # page number, page, whether it ends a commit
 RawRow = tuple[Any, ...]  # the eleven columns of ``entry``; key and body as bytes
 
 
@@ -40,6 +43,21 @@ class Salvaged:
     names: dict[int, str] = field(default_factory=dict)
     contexts: dict[int, tuple[str, ...]] = field(default_factory=dict)
     meta: dict[str, str] = field(default_factory=dict)
+
+    def update(self, later: Salvaged) -> None:
+        """Take in what a later part of the log says; it is as sure as what is here."""
+        self.rows |= later.rows
+        self.names |= later.names
+        self.contexts |= later.contexts
+        self.meta |= later.meta
+
+    def complete(self, unsure: Salvaged) -> None:
+        """Take in what is nowhere else. A frame (source and key) that has its row already does not get a second."""
+        self.names = unsure.names | self.names
+        self.contexts = unsure.contexts | self.contexts
+        self.meta = unsure.meta | self.meta
+        frames = {(row[2], row[9]) for row in self.rows.values() if row[9]}
+        self.rows |= {i: row for i, row in unsure.rows.items() if i not in self.rows and (row[2], row[9]) not in frames}
 
     def head(self) -> Head | None:
         """The segment's head, if it reads."""
@@ -61,25 +79,33 @@ class Salvaged:
 
 def salvage(path: Path) -> Salvaged:
     """Everything that reads in a segment and its log. Raises OSError when not even the file can be read."""
-    pages = _pages(path)
-    found = Salvaged()
-    for number, page in pages.items():
-        for rowid, values in _records(pages, number, page):
-            _keep(found, rowid, values)
+    data = path.read_bytes()
+    pages = {at // PAGE_BYTES + 1: data[at : at + PAGE_BYTES] for at in range(0, len(data), PAGE_BYTES)}
+    found = _collect(pages, list(pages))
+    good, behind = _split_log(path)
+    found.update(_collect(pages, _laid_over(pages, good)))
+    found.complete(_collect(pages, _laid_over(pages, behind)))
     return found
 
 
 def log_hides_commits(path: Path) -> bool:
     """Whether the log of a segment holds commits behind a damaged frame, where SQLite stops reading without a word.
 
-    A torn last write after a power cut can look the same; then nothing is lost by being careful.
+    A damaged last frame is no damage: a kill between the frame's header and its page leaves it so, before anyone was
+    told of that commit. A power cut may tear more; that looks like damage, and nothing is lost by being careful.
     """
+    _, behind = _split_log(path)
+    return len(behind) > 1 and any(ends_commit for _, _, ends_commit in behind)
+
+
+def _split_log(path: Path) -> tuple[list[_Frame], list[_Frame]]:
+    """The frames of a segment's log that SQLite accepts, and those behind the first that it does not."""
     data = _read(wal_path(path))
     if len(data) < _WAL_HEADER:
-        return False
+        return [], []
     frames = list(_wal_frames(data))
     valid = _valid_frames(data, len(frames))
-    return any(ends_commit for _, _, ends_commit in frames[valid:])
+    return frames[:valid], frames[valid:]
 
 
 def _valid_frames(data: bytes, frames: int) -> int:
@@ -106,10 +132,24 @@ def _sum(words: struct.Struct, data: bytes, sums: tuple[int, int]) -> tuple[int,
     return first, second
 
 
-def _pages(path: Path) -> dict[int, bytes]:
-    data = path.read_bytes()
-    pages = {at // PAGE_BYTES + 1: data[at : at + PAGE_BYTES] for at in range(0, len(data), PAGE_BYTES)}
-    return pages | {number: page for number, page, _ in _wal_frames(_read(wal_path(path)))}
+def _laid_over(pages: dict[int, bytes], frames: Sequence[_Frame]) -> Iterator[int]:
+    """The numbers of the pages that frames change, commit by commit, each time with that commit laid over ``pages``."""
+    changed: list[int] = []
+    for number, page, ends_commit in frames:
+        pages[number] = page
+        changed.append(number)
+        if ends_commit:
+            yield from changed
+            changed = []
+    yield from changed
+
+
+def _collect(pages: dict[int, bytes], numbers: Iterable[int]) -> Salvaged:
+    found = Salvaged()
+    for number in numbers:
+        for rowid, values in _records(pages, number, pages[number]):
+            _keep(found, rowid, values)
+    return found
 
 
 def _read(path: Path) -> bytes:
@@ -119,7 +159,7 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-def _wal_frames(data: bytes) -> Iterator[tuple[int, bytes, bool]]:
+def _wal_frames(data: bytes) -> Iterator[_Frame]:
     """(page number, page, ends a commit) of each frame that belongs to the log's present round."""
     salt = data[16:24]
     for at in range(_WAL_HEADER, len(data) - _FRAME_HEADER - PAGE_BYTES + 1, _FRAME_HEADER + PAGE_BYTES):

@@ -33,7 +33,8 @@ from tests.support.buffer import (
 
 ROWS = 1100
 SIZE = 1000  # bytes a row: two sealed segments and a started one
-IN_SECOND_FRAME = 32 + (24 + PAGE_BYTES) + 24 + 100  # of a write-ahead log: header, a frame, the next one's header
+LOG_HEADER, FRAME_HEADER = 32, 24  # of a write-ahead log
+IN_SECOND_FRAME = LOG_HEADER + (FRAME_HEADER + PAGE_BYTES) + FRAME_HEADER + 100
 
 
 @pytest.fixture
@@ -178,6 +179,31 @@ def test_a_kill_alone_is_no_damage(killed: StoreSettings) -> None:
     assert open_once(killed).reason == ""
     assert kept_and_lost(killed) == (ROWS, 0)
     assert len(BufferReader(killed.directory).epochs()) == 1
+
+
+def tear(log: Path, commits: int) -> None:
+    """What a kill between a frame's header and its page leaves in a log that is written over: another page's bytes."""
+    data = log.read_bytes()
+    size = FRAME_HEADER + PAGE_BYTES
+    frames = [data[at : at + size] for at in range(LOG_HEADER, len(data), size)]
+    now = [frame for frame in frames if frame[8:16] == data[16:24]]  # behind them lies what was there before
+    last, older = now[-1], now[0][FRAME_HEADER:]
+    assert last[4:8] != bytes(4), "the last frame ends a commit"
+    assert last[FRAME_HEADER:] != older
+    overwrite(log, LOG_HEADER + len(now) * size, (last[:FRAME_HEADER] + older) * commits)
+
+
+def test_a_last_commit_that_was_torn_is_no_damage(killed: StoreSettings) -> None:
+    tear(wal_path(segment_path(killed.directory, 3)), 1)
+    assert open_once(killed).reason == ""
+    assert kept_and_lost(killed) == (ROWS, 0)
+    assert len(BufferReader(killed.directory).epochs()) == 1
+
+
+def test_a_torn_page_takes_no_row_of_its_earlier_versions(killed: StoreSettings) -> None:
+    tear(wal_path(segment_path(killed.directory, 3)), 2)  # so much that it could be damage
+    assert "is damaged" in open_once(killed).reason
+    assert kept_and_lost(killed) == (ROWS, 0)
 
 
 def test_lost_segments_end_their_epoch_in_an_upper_bound(filled: StoreSettings) -> None:
