@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import enum
 import hashlib
+import re
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -26,12 +27,20 @@ class Exit(enum.IntEnum):
 def add_identity(parser: argparse.ArgumentParser) -> None:
     """The model's name, version, labels and so on."""
     add = parser.add_argument
-    add("--name", required=True, help="the model's name")
+    add("--name", help="the model's name (default: the file's)")
     add("--version", default="1.0.0", help="the model's version (default: %(default)s)")
     add("--release-counter", type=int, default=0, metavar="N", help="grows with each release (default: 0)")
     add("--labels", metavar="A,B,…|FILE", help="names of the classes in order (default: 0, 1, …)")
     add("--description", default="", help="one sentence for the manifest and the card")
     add("--license", default="", help="the licence of the weights, as an SPDX identifier")
+
+
+def settle(options: argparse.Namespace, source: Path) -> None:
+    """Fill in what was left out: the name from that of the ``source``, the bundle's place from the name."""
+    if options.name is None:
+        options.name = re.sub(r"[^A-Za-z0-9._-]+", "-", source.stem).strip("-._")[:64]
+    if options.out is None:
+        options.out = Path(f"{options.name}-bundle")
 
 
 def identity(options: argparse.Namespace, classes: int) -> Identity:

@@ -9,8 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from cloud_sync.convert import report as reports
 from cloud_sync.convert.card import card
+from cloud_sync.convert.network import Floats
 from cloud_sync.convert.pipeline import Converted
 from cloud_sync.convert.report import Report
 from edged import __version__
@@ -34,6 +37,7 @@ from edged.bundle.writer import write_bundle
 CONVERTER = "edged-convert"
 
 _GOLDEN_SEED = 1  # any, but always the same
+_GOLDEN_POOL = 64  # as many as golden data are chosen from
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,21 @@ def write(
         manifest=manifest,
         model=converted.stored(),
         precision="int8" if converted.options.weights == "int8" else "f32",
-        golden=make_golden(model, spec, _GOLDEN_SEED),
+        golden=make_golden(model, spec, _GOLDEN_SEED, _noise(converted)),
         report=reports.encode(report),
         card=card(manifest, identity.notes, report),
     )
+
+
+def _noise(converted: Converted) -> Floats | None:
+    """Synthetic golden inputs that reach as far as the calibration images; None where the usual ones, 0 to 1, do.
+
+    Noise of a thousandth of what a network is used to would leave it silent, and golden data would prove nothing.
+    """
+    low, high = converted.reach
+    if 0 <= low < high <= 1:
+        return None
+    random = np.random.default_rng(_GOLDEN_SEED)
+    shape = converted.ann.input_shape
+    level = random.uniform(0.2, 1.0, (_GOLDEN_POOL, *(1,) * len(shape)))
+    return np.asarray(low + (high - low) * level * random.random((_GOLDEN_POOL, *shape)), np.float32)

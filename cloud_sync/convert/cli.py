@@ -12,19 +12,27 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cloud_sync.convert import transformer, transformer_bundle, transformer_load, transformer_report
-from cloud_sync.convert.arguments import Exit, add_identity, add_preprocessing, digest, identity, preprocess, say
-from cloud_sync.convert.bundle import input_entry, write
+from cloud_sync.convert import summary, transformer, transformer_bundle, transformer_load, transformer_report
+from cloud_sync.convert.arguments import (
+    Exit,
+    add_identity,
+    add_preprocessing,
+    digest,
+    identity,
+    preprocess,
+    say,
+    settle,
+)
+from cloud_sync.convert.bundle import Identity, input_entry, write
 from cloud_sync.convert.errors import ConversionError, RefusedNodesError
 from cloud_sync.convert.firing import Firing
 from cloud_sync.convert.load import load
-from cloud_sync.convert.network import Network
+from cloud_sync.convert.network import Floats, Network
 from cloud_sync.convert.pipeline import Options, convert
 from cloud_sync.convert.report import SWEEP, Evaluation, Report, assess
 from cloud_sync.convert.samples import read_images, read_labelled, samples
-from cloud_sync.convert.timing import compare, measure
+from cloud_sync.convert.timing import Times, compare, measure
 from cloud_sync.convert.transformer_emit import ann
-from cloud_sync.convert.transformer_graph import Transformer
 from cloud_sync.convert.transformer_report import TransformerReport
 from edged.bundle.loaded import Bundle
 from edged.bundle.manifest import Input
@@ -46,26 +54,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    settle(options, options.ann)
     if os.path.lexists(options.out):
         raise ConversionError(f"{options.out} exists", "name a directory that does not exist yet")
     if options.levels is not None:
         _run_transformer(options)
         return
-    network = load(options.ann, options.until)
+    network = _network(options)
     entry = input_entry(network.input, network.input_shape, preprocess(options))
     who = identity(options, network.classes)
     say(f"{options.ann}: {sum(1 for _ in network.relus())} layers of neurons, {network.parameters:,} parameters")
-    calibration = samples(entry, read_images(options.calibrate))
-    evaluation = _evaluation(options.evaluate, network, entry)
+    calibration = _calibration(options, entry)
+    judged = _evaluation(options.evaluate, who, entry, calibration)
     say(f"calibrating on {len(calibration)} images for T = {options.timesteps}")
     converted = convert(network, calibration, options.timesteps, _recipe(options), say)
-    say(f"judging on {options.evaluate or 'the calibration images'}, at T = {', '.join(map(str, SWEEP))} too")
-    judged = evaluation or Evaluation(calibration, None, "the calibration images, without labels")
+    say(f"judging on {judged.name}, at T = {', '.join(map(str, SWEEP))} too")
     report = assess(network, calibration, converted, judged, say=say)
-    _tell(report)
-    times = measure(converted, judged.samples[:1])
-    say(f"one image, one thread, this machine: ANN {times.ann_us:.0f} µs, spiking {times.spiking_us:.0f} µs")
+    _tell(report, measure(converted, judged.samples[:1]), network.classes)
     _wrote(options, write(options.out, converted, entry, who, report, digest(options.ann)))
+
+
+def _network(options: argparse.Namespace) -> Network:
+    """The ANN. A refusal says so where ``--levels`` would take the whole network."""
+    try:
+        return load(options.ann, options.until)
+    except RefusedNodesError as refused:
+        try:
+            transformer_load.load(options.ann)
+        except ConversionError:
+            raise refused from None
+        offer = f"--levels {transformer.LEVELS} converts the whole network, with spikes of several sizes"
+        raise RefusedNodesError(str(options.ann), refused.refusals, refused.prefix, offer) from None
 
 
 def _run_transformer(options: argparse.Namespace) -> None:
@@ -76,19 +95,14 @@ def _run_transformer(options: argparse.Namespace) -> None:
     entry = input_entry(network.input, network.input_shape, preprocess(options))
     who = identity(options, network.classes)
     say(f"{options.ann}: {len(network.spiking())} layers of neurons, {network.parameters:,} constants")
-    calibration = samples(entry, read_images(options.calibrate))
-    judged = _evaluation(options.evaluate, network, entry) or Evaluation(
-        calibration, None, "the calibration images, without labels"
-    )
+    calibration = _calibration(options, entry)
+    judged = _evaluation(options.evaluate, who, entry, calibration)
     say(f"calibrating on {len(calibration)} images for T = {options.timesteps}, {options.levels} levels")
     converted = transformer.convert(network, calibration, options.timesteps, options.levels)
     say(f"judging on {judged.name}, at T = {', '.join(map(str, transformer_report.SWEEP))} too")
     report = transformer_report.assess(calibration, converted, judged)
-    _tell(report)
-    floating = ", ".join(f"{one.nodes} {one.operation}" for one in report.host)
-    say(f"  floating point at every step, not spikes: {floating}")
     times = compare(ann(network).model, converted.spiking.graph, options.timesteps, judged.samples[:1])
-    say(f"one image, one thread, this machine: ANN {times.ann_us:.0f} µs, spiking {times.spiking_us:.0f} µs")
+    _tell(report, times, network.classes)
     _wrote(options, transformer_bundle.write(options.out, converted, entry, who, report, digest(options.ann)))
 
 
@@ -106,23 +120,22 @@ def _recipe(options: argparse.Namespace) -> Options:
     )
 
 
-def _tell(report: Report | TransformerReport) -> None:
-    for note in report.notes if isinstance(report, Report) else ():
+def _tell(report: Report | TransformerReport, times: Times, classes: int) -> None:
+    for line in summary.lines(report, times, classes):
+        say(line)
+
+
+def _calibration(options: argparse.Namespace, entry: Input) -> Floats:
+    found = samples(entry, read_images(options.calibrate))
+    for note in summary.suspicions(found):
         say(f"note: {note}")
-    for point in report.by_timesteps:
-        right = "" if point.accuracy is None else f"{100 * point.accuracy:.2f} % right, "
-        steps = f" ({point.steps} steps)" if point.steps else ""
-        say(f"  T = {point.timesteps}{steps}: {right}{100 * point.agreement:.2f} % as the ANN")
-    for name, cost in (("ANN", report.ann), (f"spiking, T = {report.timesteps}", report.spiking)):
-        done = cost.synaptic_operations
-        right = "" if cost.accuracy is None else f"{100 * cost.accuracy:.2f} % right, "
-        say(f"  {name}: {right}{done.effective_macs:,.0f} MACs and {done.effective_acs:,.0f} ACs an image")
+    return found
 
 
-def _evaluation(path: Path | None, network: Network | Transformer, entry: Input) -> Evaluation | None:
+def _evaluation(path: Path | None, who: Identity, entry: Input, calibration: Floats) -> Evaluation:
     if path is None:
-        return None
-    images, labels = read_labelled(path, network.classes)
+        return Evaluation(calibration, None, "the calibration images, without labels")
+    images, labels = read_labelled(path, len(who.labels), who.labels)
     return Evaluation(samples(entry, images), labels, path.name)
 
 
@@ -133,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--calibrate", type=Path, required=True, metavar="DIR|NPZ", help="images to choose thresholds on (256 and more)"
     )
-    add("--out", type=Path, required=True, metavar="DIR", help="the bundle to write; must not exist")
+    add("--out", type=Path, metavar="DIR", help="the bundle to write; must not exist (default: NAME-bundle)")
     add_identity(parser)
     add("--timesteps", type=int, default=16, metavar="T", help="more steps: closer to the ANN, slower (default: 16)")
     add(
@@ -142,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="K",
         help=f"the ANN is a vision transformer: carry it by signed spikes of K sizes (try {transformer.LEVELS})",
     )
-    add("--evaluate", type=Path, metavar="NPZ", help="images and labels to judge on, which training never saw")
+    add("--evaluate", type=Path, metavar="DIR|NPZ", help="labelled images to judge on, which training never saw")
     add("--until", default="", metavar="NODE", help="convert the part up to this node; its output is the bundle's")
     _add_recipe(parser.add_argument_group("how spikes carry activations"))
     add_preprocessing(parser.add_argument_group("preprocessing, in this order; goes into the manifest"))
@@ -164,7 +177,12 @@ def _add_recipe(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--bias-correction", action="store_true", help="move biases until each channel's mean is the ANN's")
     add("--exact", action="store_true", help="round weights to a grid on which every engine computes the same bits")
-    add("--weights", choices=("float32", "int8"), default="float32", help="int8: 255 levels for each output channel")
+    add(
+        "--weights",
+        choices=("float32", "int8"),
+        default="float32",
+        help="int8: 255 levels for each output channel, kept in 8 bits",
+    )
 
 
 if __name__ == "__main__":

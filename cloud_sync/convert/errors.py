@@ -33,10 +33,13 @@ class RefusedNodesError(ConversionError):
 
     code = "refused"
 
-    def __init__(self, where: str, refusals: Sequence[Refusal], prefix: str = "") -> None:
-        """``prefix`` names the last value up to which everything can be converted, if there is one."""
+    def __init__(self, where: str, refusals: Sequence[Refusal], prefix: str = "", whole: str = "") -> None:
+        """``prefix`` names the last value up to which everything can be converted, if there is one; ``whole`` says how
+        all of it can be."""
         noun = "node" if len(refusals) == 1 else "nodes"
         lines = "\n".join(f"  {refusal}" for refusal in refusals)
         offer = f"\n  everything up to {prefix!r} can be converted: --until {prefix!r}" if prefix else ""
+        offer += f"\n  {whole}" if whole else ""
         super().__init__(f"{where}: {len(refusals)} {noun} cannot be converted\n{lines}{offer}")
         self.refusals = tuple(refusals)
+        self.prefix = prefix

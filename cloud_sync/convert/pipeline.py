@@ -48,12 +48,13 @@ PLAIN = Options()
 @dataclass(frozen=True, slots=True, eq=False)
 class Converted:
     """A spiking network for T = ``timesteps``, and the folded ANN that it came from. It runs ``spiking.steps`` steps:
-    with accumulating neurons more than T."""
+    with accumulating neurons more than T. ``reach`` are the least and the largest number of the calibration samples."""
 
     ann: Network
     spiking: SpikingNetwork
     timesteps: int
     options: Options
+    reach: tuple[float, float] = (0.0, 1.0)
 
     def stored(self) -> onnx.ModelProto:
         """The step graph as a bundle keeps it: with int8 weights where that was asked for."""
@@ -89,4 +90,4 @@ def convert(
         raise ConversionError(f"T = {timesteps} takes {made.steps} steps", f"at most {MAX_TIMESTEPS}: choose a lower T")
     if options.exact:
         grid.prove(made, timesteps)
-    return Converted(folded, made, timesteps, options)
+    return Converted(folded, made, timesteps, options, (float(calibration.min()), float(calibration.max())))

@@ -26,15 +26,20 @@ _FAMILIES: Mapping[str, _Why] = {
         "export the network with fixed shapes and no branches",
     ),
     **_family(
-        "NonMaxSuppression TopK NonZero RoiAlign",
+        "NonMaxSuppression TopK NonZero RoiAlign MaxRoiPool Unique Compress",
         "it is detection post-processing: it sorts or selects results, which is no sum of spikes",
         "cut before it with --until, and select on the host",
     ),
     **_family("ArgMax ArgMin", "it takes the winner, and a bundle puts out scores", "cut before it with --until"),
     **_family(
-        "Sigmoid Tanh HardSigmoid HardSwish Swish Elu Selu Celu Softplus Softsign Mish",
+        "Erf Gelu Sigmoid Tanh HardSigmoid HardSwish Swish Elu Selu Celu Softplus Softsign Mish",
         "a neuron's rate is a straight line with a floor and a ceiling, which this function is not",
         "train with Relu, ReLU6 or LeakyRelu",
+    ),
+    **_family(
+        "QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul ConvInteger MatMulInteger",
+        "the network is quantised already, and thresholds need its activations as they were",
+        "export the float32 network; --weights int8 keeps the weights in 8 bits",
     ),
     **_family(
         "LayerNormalization InstanceNormalization GroupNormalization LpNormalization LRN",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from pathlib import Path
 
@@ -60,6 +61,80 @@ def test_an_ann_becomes_a_bundle_that_opens(bench: Bench, capsys: pytest.Capture
     assert report["spiking"]["accuracy"] == report["by_timesteps"][0]["accuracy"]
     assert report["spiking"]["synaptic_operations"]["effective_acs"] > 0
     assert b"| the ANN |" in bundle.read("README.md")
+
+
+def test_what_is_printed_holds_the_alphabet_each_t_and_both_networks_side_by_side(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = str(bench.folder / "held-out.npz")
+    assert bench.convert("--evaluate", held_out, "--signed", "--bias-correction", "--weights", "int8") == Exit.WRITTEN
+    err = capsys.readouterr().err
+    assert "spikes are -1, 0 and 1; figures for other spikes at the same T are not comparable" in err
+    report = json.loads(open_bundle(bench.out).read("report.json"))
+    assert (report["firing"], report["alphabet"], report["bias_correction"]) == ("signed", [-1, 0, 1], True)
+    for point in report["by_timesteps"]:
+        agreed = f"{100 * point['agreement']:.2f} % as the ANN"
+        assert any(f"T = {point['timesteps']:<3}" in line and line.endswith(agreed) for line in err.splitlines())
+    table = {line[2:].split("  ")[0]: line.split()[-1] for line in err.splitlines() if line.startswith("  ")}
+    for field in ("effective MACs", "effective ACs", "dense operations", "membrane updates"):
+        assert field in table
+    assert table["effective MACs"] == f"{report['ann']['synaptic_operations']['effective_macs']:,.0f}"
+    assert float(table["µs, one thread of this machine"].replace(",", "")) > 0
+    assert "bytes instead of" in err
+
+
+def test_only_the_network_and_the_images_must_be_named(
+    bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(bench.folder)
+    (bench.folder / "ann.onnx").rename(bench.folder / "my model.onnx")
+    assert main(["my model.onnx", "--calibrate", "calibration.npz"]) == Exit.WRITTEN
+    out, err = capsys.readouterr()
+    assert out.startswith("my-model 1.0.0 ")
+    bundle = open_bundle(bench.folder / "my-model-bundle")
+    assert bundle.timesteps == 16
+    with np.load(io.BytesIO(bundle.read("golden.npz"))) as golden:  # noise of 0 to 1 would leave it silent
+        assert 20 < golden["free.input"].max() < 256
+        assert np.ptp(golden["free.readout"], axis=0).max() > 0
+    assert "note: the network's inputs reach from 0 to 25" in err
+    assert "is --scale 1/255 missing?" in err
+    assert bench.convert() == Exit.FAILED  # the network is gone
+    (bench.folder / "my model.onnx").rename(bench.folder / "ann.onnx")
+    assert bench.convert() == Exit.WRITTEN
+    assert "--scale 1/255 missing" not in capsys.readouterr().err  # the control: it was given
+
+
+def test_a_folder_for_each_class_judges_as_the_archive_does(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["zebra", "ant", "cat", "dog", "emu"]
+    with np.load(bench.folder / "held-out.npz") as archive:
+        for index, (image, label) in enumerate(zip(archive["images"], archive["labels"], strict=True)):
+            (bench.folder / "held-out" / names[label]).mkdir(parents=True, exist_ok=True)
+            np.save(bench.folder / "held-out" / names[label] / f"{index:03}.npy", image)
+    right = {}
+    for source, labels in (("held-out.npz", names), ("held-out", names), ("held-out", sorted(names))):
+        out = f"{source}-{labels[0]}"
+        more = ["--evaluate", str(bench.folder / source), "--labels", ",".join(labels)]
+        assert bench.convert(*more, out=out) == Exit.WRITTEN
+        right[out] = json.loads(open_bundle(bench.folder / out).read("report.json"))["ann"]["accuracy"]
+    assert right["held-out-zebra"] == right["held-out.npz-zebra"] != right["held-out-ant"]
+    (bench.folder / "held-out" / "extra").mkdir()
+    assert bench.convert("--evaluate", str(bench.folder / "held-out"), out="none") == Exit.FAILED
+    assert "holds 6 folders (one for each of the 5 classes)" in capsys.readouterr().err
+
+
+def test_an_ann_that_guesses_is_told(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = bench.folder / "held-out.npz"
+    assert bench.convert("--evaluate", str(scores)) == Exit.WRITTEN
+    assert "check preprocessing and the order of labels" in capsys.readouterr().err  # labels were drawn, not learnt
+    report = json.loads(open_bundle(bench.out).read("report.json"))
+    assert report["ann"]["accuracy"] < 0.4
+
+
+def test_photos_that_a_device_cannot_read_are_told(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    (bench.folder / "photos").mkdir()
+    (bench.folder / "photos" / "one.jpg").write_bytes(b"any")
+    assert bench.convert(calibrate="photos") == Exit.FAILED
+    assert "it has .jpg: a device takes arrays and PNGs" in capsys.readouterr().err
 
 
 def test_the_same_inputs_give_the_same_digest_and_another_t_gives_another(bench: Bench) -> None:
@@ -151,6 +226,7 @@ def test_refused_nodes_are_all_named_and_nothing_is_written(bench: Bench, capsys
     err = capsys.readouterr().err
     assert "2 nodes cannot be converted" in err
     assert err.count("bad-") == 2
+    assert "--levels" not in err  # transformers' converter takes no such network either
     assert sorted(path.name for path in bench.folder.iterdir()) == ["ann.onnx", "calibration.npz", "held-out.npz"]
 
 

@@ -100,6 +100,44 @@ def _branch() -> onnx.ModelProto:
     return _tail(ann, ann.node("If", asked, name="odd", then_branch=same, else_branch=same))
 
 
+def _repeated(op: str) -> onnx.ModelProto:
+    """A Loop that runs three times, or a Scan over rows: each adds the image to what it has."""
+    ann = anns.AnnWriter()
+    kind = TensorProto.FLOAT
+    values = [helper.make_tensor_value_info(name, kind, None) for name in ("sum", "row", "more")]
+    if op == "Scan":
+        body = helper.make_graph(
+            [helper.make_node("Add", ["sum", "row"], ["more"])], "body", values[:2], [values[2]]
+        )  # fmt: skip
+        rows = ann.node("Transpose", "x", perm=[2, 0, 1, 3])
+        start = ann.weight(np.zeros((1, 2, 8)))
+        out = ann.node("Scan", start, rows, name="odd", body=body, num_scan_inputs=1)
+        return ann.model(ann.node("Relu", ann.node("Flatten", out)), anns.SHAPE, 16, batch=1)
+    again = [helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in ("go", "on")]
+    count = helper.make_tensor_value_info("i", TensorProto.INT64, [])
+    nodes = [helper.make_node("Add", ["sum", "x"], ["more"]), helper.make_node("Identity", ["go"], ["on"])]
+    body = helper.make_graph(nodes, "body", [count, again[0], values[0]], [again[1], values[2]])
+    times, yes = ann.weight(np.array(3)), ann.weight(np.array(True))
+    return _tail(ann, ann.node("Loop", times, yes, "x", name="odd", body=body))
+
+
+def _detector() -> onnx.ModelProto:
+    """What exporters put behind a detector: boxes and scores, from which the best are picked."""
+    ann = anns.AnnWriter()
+    boxes = ann.node("Reshape", "x", ann.weight(np.array([1, 32, 4])))
+    scores = ann.node("Reshape", ann.node("Relu", "x"), ann.weight(np.array([1, 1, 128])))
+    some = ann.node("Slice", scores, *(ann.weight(np.array([k])) for k in (0, 32, 2)))
+    picked = ann.node("NonMaxSuppression", boxes, some, ann.weight(np.array([5])), name="odd")
+    out = ann.node("Relu", ann.node("Cast", picked, to=TensorProto.FLOAT))
+    return ann.model(out, anns.SHAPE, 3, batch=1)
+
+
+def _quantised() -> onnx.ModelProto:
+    ann = anns.AnnWriter()
+    step = ann.weight(np.array(0.01))
+    return _tail(ann, ann.node("DequantizeLinear", ann.node("QuantizeLinear", "x", step, name="odd"), step))
+
+
 SMOOTH, RECURRENT, DETECTION = "a straight line with a floor", "it is recurrent", "detection post-processing"
 REFUSED = {
     "Sigmoid": (_one("Sigmoid"), SMOOTH),
@@ -122,6 +160,11 @@ REFUSED = {
     "GRU": (_recurrent("GRU", 3), RECURRENT),
     "RNN": (_recurrent("RNN", 1), RECURRENT),
     "If": (_branch(), "dynamic control flow"),
+    "Loop": (_repeated("Loop"), "dynamic control flow"),
+    "Scan": (_repeated("Scan"), "dynamic control flow"),
+    "NonMaxSuppression": (_detector(), DETECTION),
+    "Gelu": (_one("Erf"), SMOOTH),
+    "quantised": (_quantised(), "quantised already"),
     "training": (_one("Dropout", np.float32(0.5), np.array(True)), "in training mode"),
     "variance": (_one("BatchNormalization", *([np.ones(2)] * 4), epsilon=-2.0), "variance is not positive"),
     "shared constant": (_one("Add", np.ones((1, 1, 8, 8))), "a constant of shape (1, 1, 8, 8)"),

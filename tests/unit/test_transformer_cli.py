@@ -46,5 +46,7 @@ def test_without_levels_the_nodes_of_attention_are_refused_by_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert convert(tmp_path) == Exit.REFUSED
-    assert "Softmax" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "Softmax" in err
+    assert "--levels 4 converts the whole network" in err
     assert not (tmp_path / "bundle").exists()
