@@ -51,17 +51,23 @@ class Addresses:
 
 
 class Interrupt:
-    """Ctrl-C, SIGTERM or SIGHUP. While frames are fed the first one ends the feeding; else it ends everything."""
+    """Ctrl-C, SIGTERM or SIGHUP. The first is only noted: an exception may be lost wherever a signal falls.
+
+    While frames are fed it ends the feeding; before that, ``check`` ends everything. The second one always does.
+    """
 
     def __init__(self) -> None:
         self.seen = False
-        self.feeding = False
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, self._handle)
 
-    def _handle(self, *_: object) -> None:
-        if self.seen or not self.feeding:
+    def check(self) -> None:
+        """Raise KeyboardInterrupt when there was one."""
+        if self.seen:
             raise KeyboardInterrupt
+
+    def _handle(self, *_: object) -> None:
+        self.check()
         self.seen = True
 
 
@@ -116,7 +122,7 @@ class _Demo:
     def run(self) -> int:
         machine.bring_up_loopback()
         (self._place / "spool").mkdir()
-        with Machine(self._place) as processes:
+        with Machine(self._place, self._interrupt.check) as processes:
             self._screen.say("demo: starting broker, subscriber, daemon and sync")
             addresses = self._addresses()
             subscriber = self._start(processes, addresses)
@@ -157,7 +163,7 @@ class _Demo:
     def _follow(self, processes: Machine, subscriber: Subscriber) -> None:
         """Feed, listen and show until the time is over, then until everything has arrived."""
         feeder = Feeder(self._place / "spool", self._images, self._books)
-        self._interrupt.feeding = True
+        self._interrupt.check()
         start = time.monotonic()
         end = start + self._seconds if self._seconds else float("inf")
         for now in self._ticks(processes, subscriber, start):

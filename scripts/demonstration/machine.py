@@ -47,11 +47,13 @@ class _Child:
 class Machine:
     """The processes of one demo, whose files lie in ``place``.
 
-    Use as a context manager: leaving stops them all, the last one first.
+    Use as a context manager: leaving stops them all, the last one first. ``interrupted`` is asked while it waits, and
+    raises when the wait is to end.
     """
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, interrupted: Callable[[], None]) -> None:
         self._place = place
+        self._interrupted = interrupted
         self._logs = place / "logs"
         self._logs.mkdir()
         self._children: list[_Child] = []
@@ -90,6 +92,7 @@ class Machine:
         """Wait until ``ready``. Raises DemoError when a process ends meanwhile or the time is over."""
         deadline = time.monotonic() + timeout_s
         while not ready():
+            self._interrupted()
             self.check()
             if time.monotonic() > deadline:
                 raise DemoError(f"{what} is not ready after {timeout_s:.0f} s; see {self._logs}")
