@@ -26,6 +26,13 @@ as_root() {
 
 can_install() { have apt-get && { [ "$(id -u)" = 0 ] || have sudo; }; }
 
+# Ends this script in a program. As process 1 of a container the shell stays instead: it reaps the orphans that tests
+# make, and a program that counts its children does not find strangers among them.
+end_in() { # PROGRAM [ARGUMENT ...]
+  [ $$ = 1 ] || exec "$@"
+  "$@"
+}
+
 # --- the distribution's packages -------------------------------------------------------------------------------------
 
 APT_UPDATED=''

@@ -48,9 +48,13 @@ def _can_trace() -> bool:
     return tracer is not None and subprocess.run([tracer, "-qq", "-o", os.devnull, "true"], check=False).returncode == 0
 
 
-def _can_unshare_network() -> bool:
-    tool = program("unshare")
-    return tool is not None and subprocess.run([tool, "-rn", "true"], capture_output=True, check=False).returncode == 0
+def own_network() -> list[str] | None:
+    """The command before a command that runs it in a network of its own, where even loopback is down; None: no way."""
+    for options in ("-n", "-rn"):  # as root, and as a user who may have namespaces of users
+        command = ["unshare", options]
+        if program("unshare") and subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0:
+            return command
+    return None
 
 
 def _is_x86_linux() -> bool:
@@ -68,7 +72,7 @@ PARTS: dict[str, Part] = {
     "systemd-analyze": _programs("systemd-analyze"),
     "root": Part(lambda: os.geteuid() == 0, "needs root"),
     "ptrace": Part(_can_trace, "strace is missing or may not trace here"),
-    "network namespaces": Part(_can_unshare_network, "unshare -rn is not allowed here"),
+    "network namespaces": Part(lambda: own_network() is not None, "unshare -n is not allowed here"),
     "x86-64 Linux": Part(_is_x86_linux, "needs Linux on x86-64"),
     "/dev/shm": Part(lambda: Path("/dev/shm").is_dir(), "no /dev/shm"),
 }

@@ -9,13 +9,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
-from tests.support.parts import require
+from tests.support.parts import own_network, require
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "scripts.demonstration"]
@@ -34,7 +34,7 @@ def _parts() -> None:
 class Demo:
     """One run of the demo with a temporary folder of its own, by which everything that it started can be found."""
 
-    def __init__(self, temporary: Path, *arguments: str, prefix: tuple[str, ...] = ()) -> None:
+    def __init__(self, temporary: Path, *arguments: str, prefix: Sequence[str] = ()) -> None:
         self.temporary = temporary
         self.process = subprocess.Popen(
             [*prefix, *COMMAND, *arguments],
@@ -111,7 +111,7 @@ def test_everything_that_is_fed_arrives_with_the_usual_ports_taken(tmp_path: Pat
 @pytest.mark.slow
 def test_it_runs_where_there_is_no_network_at_all(tmp_path: Path) -> None:
     require("network namespaces")
-    Demo(tmp_path, "--seconds", "2", prefix=("unshare", "-rn")).assert_all_went_well()
+    Demo(tmp_path, "--seconds", "2", prefix=own_network() or []).assert_all_went_well()
 
 
 def test_ctrl_c_ends_everything_and_nothing_is_lost(tmp_path: Path) -> None:
