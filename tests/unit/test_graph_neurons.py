@@ -179,7 +179,6 @@ def test_both_window_plans_and_the_batch_probe_hold_for_the_op(op: str) -> None:
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "a synapse that grows": ("CubaLIF", {"c_decay": 1.1}, "its c_decay must lie between"),
-    "a stateless threshold of zero": ("Threshold", {"v_th": 0.0}, "its v_th must be positive"),
     "levels that rise": ("MultiThreshold", {"fire": [0.1, 0.2, 0.3]}, "its fire must fall"),
     "a level of nothing": ("MultiThreshold", {"level": [0.4, 0.2, 0.0]}, "each level be positive"),
     "levels of two lengths": ("MultiThreshold", {"level": [0.4, 0.2]}, "its fire has 3 levels, its level 2"),

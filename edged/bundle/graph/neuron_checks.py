@@ -114,7 +114,8 @@ def _check_fit(node: onnx.NodeProto, row: Neuron, name: str, value: NDArray[Any]
 
 
 def _check_values(node: onnx.NodeProto, row: Neuron, given: Constants) -> None:
-    for name in ("v_th", "v_sub", "fire"):
+    positive = ("v_th", "v_sub", "fire") if row.states else ()  # else any threshold has a meaning
+    for name in positive:
         if name in given and not (given[name] > 0).all():
             raise refuse(node, f"its {name} must be positive everywhere")
     for name in ("decay", "c_decay"):
