@@ -28,6 +28,7 @@ from cloud_sync.convert.errors import ConversionError, RefusedNodesError
 from cloud_sync.convert.firing import Firing
 from cloud_sync.convert.load import load
 from cloud_sync.convert.network import Floats, Network
+from cloud_sync.convert.nir import cli as nir
 from cloud_sync.convert.pipeline import Options, convert
 from cloud_sync.convert.report import SWEEP, Evaluation, Report, assess
 from cloud_sync.convert.samples import read_images, read_labelled, samples
@@ -41,9 +42,12 @@ from edged.errors import EdgedError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        _run(options)
+        if any(Path(argument).suffix == ".nir" for argument in given):
+            nir.run_import(given)
+        else:
+            _run(_parser().parse_args(given))
     except RefusedNodesError as error:
         say(f"edged-convert: {error}")
         return Exit.REFUSED
@@ -140,7 +144,11 @@ def _evaluation(path: Path | None, who: Identity, entry: Input, calibration: Flo
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="edged-convert", description="Convert a trained network to a spiking bundle.")
+    parser = argparse.ArgumentParser(
+        prog="edged-convert",
+        description="Convert a trained network to a spiking bundle.",
+        epilog="a spiking network in NIR is imported by: edged-convert MODEL.nir (with --help for its own options)",
+    )
     add = parser.add_argument
     add("ann", type=Path, metavar="ANN.onnx", help="a trained feed-forward classifier, exported for inference")
     add(
