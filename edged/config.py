@@ -14,17 +14,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from edged.domain import Policy
-from edged.settings import InvalidSettings, Problem, parse, read_toml
+from edged.settings import NAME, InvalidSettings, Name, Problem, parse, read_toml
 
 Finding = tuple[str, object, str]  # field, value, hint
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
-Name = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=NAME,
-        description="must be 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit",
-    ),
-]
 Positive = Annotated[int, msgspec.Meta(ge=1, description="must be a whole number, at least 1")]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400, description="must be seconds, more than 0")]
 

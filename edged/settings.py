@@ -20,6 +20,14 @@ import msgspec
 from edged.errors import ConfigError
 
 T = TypeVar("T")
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"  # safe as a file name, as a level of an MQTT topic and in a URL
+Name = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=NAME,
+        description="must be 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit",
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,15 +14,8 @@ from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
-from edged.settings import InvalidSettings, Problem, parse, read_toml
+from edged.settings import InvalidSettings, Name, Problem, parse, read_toml
 
-Name = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z",
-        description="must be 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit",
-    ),
-]
 PORTS = {"mqtt": 1883, "mqtts": 8883}  # as registered with IANA
 
 
