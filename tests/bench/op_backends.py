@@ -3,8 +3,8 @@
     BACKENDS/bin/python -m tests.bench.op_backends tensorrt-rtx|openvino FOLDER NAME …
 
 ``test_bench_op_backends`` runs it in an environment of its own, which is never one of the product's. FOLDER holds
-``NAME.onnx`` and ``NAME.npz``: inputs ``in.*`` and what ONNX Runtime gave for them, ``out.*``. Before each graph its name
-is printed, so that whoever reads knows which one took the process with it.
+``NAME.onnx`` and ``NAME.npz``: inputs ``in.*`` and what ONNX Runtime gave for them, ``out.*``. Before each graph its
+name is printed, so that whoever reads knows which one took the process with it.
 """
 
 from __future__ import annotations
