@@ -1,0 +1,228 @@
+"""Which engine runs a model now, and why. Pure: no processes, no clock; ``now_s`` is any clock that only goes forward.
+
+A pipeline may name several engines. The first of them that is present, starts, builds its plan and gives the golden
+results serves. When its worker is lost, the next one is tried at once while the lost one starts again; whichever is
+ready first serves. An engine that comes back takes its place again only after a pause, which doubles with every loss
+until it has served steadily: a flapping engine does not take the frames back and forth. With ``fastest`` the order of
+the names does not count but what was measured, and only a clear lead makes frames move.
+
+One table holds every legal move of an engine; an illegal one raises. ``decide`` says what to do next; whoever does it
+(``edged.lane``) tells how it went with ``tell``.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+
+class State(enum.Enum):
+    """Where an engine stands with one model."""
+
+    ABSENT = "absent"  # its interpreter, its package or its device is not here
+    IDLE = "idle"  # here, and not tried yet or put off in peace
+    TRYING = "trying"  # a worker starts, builds its plan, proves the model
+    PROVED = "proved"  # it may serve from now on
+    SERVING = "serving"  # it has the frames
+    FALTERING = "faltering"  # it has the frames, its worker is away and is being started again
+    RESTING = "resting"  # it failed; it is tried again
+    UNFIT = "unfit"  # it cannot run this model, or gives wrong results: nothing changes that but another model
+
+
+class Event(enum.Enum):
+    """What happened to it."""
+
+    FOUND = "found"
+    MISSING = "missing"
+    TRY = "try"
+    PROVE = "prove"
+    SERVE = "serve"
+    LOST = "lost"
+    BACK = "back"
+    FAIL = "fail"
+    REFUSE = "refuse"
+    RELIEVE = "relieve"
+
+
+HERE = tuple(state for state in State if state is not State.ABSENT)
+
+TRANSITIONS: dict[tuple[State, Event], State] = {
+    (State.ABSENT, Event.FOUND): State.IDLE,
+    **{(state, Event.MISSING): State.ABSENT for state in HERE},
+    (State.IDLE, Event.TRY): State.TRYING,
+    (State.RESTING, Event.TRY): State.TRYING,
+    (State.TRYING, Event.PROVE): State.PROVED,
+    (State.TRYING, Event.FAIL): State.RESTING,
+    (State.TRYING, Event.REFUSE): State.UNFIT,
+    (State.PROVED, Event.SERVE): State.SERVING,
+    (State.PROVED, Event.FAIL): State.RESTING,
+    (State.PROVED, Event.RELIEVE): State.IDLE,
+    (State.SERVING, Event.LOST): State.FALTERING,
+    (State.SERVING, Event.REFUSE): State.UNFIT,
+    (State.SERVING, Event.RELIEVE): State.IDLE,
+    (State.FALTERING, Event.BACK): State.SERVING,
+    (State.FALTERING, Event.FAIL): State.RESTING,
+    (State.FALTERING, Event.REFUSE): State.UNFIT,
+}
+
+FAILURES = (Event.LOST, Event.FAIL, Event.MISSING)
+
+
+class IllegalMove(Exception):
+    """A move that the table does not have: a mistake in the daemon."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait with an engine that failed. Pauses double with every failure, up to ``longest_s``."""
+
+    urgent_s: float = 0.5  # nothing serves: frames wait for it
+    urgent_longest_s: float = 30.0
+    return_s: float = 5.0  # another serves: the frames are well where they are
+    longest_s: float = 600.0  # an attempt every ten minutes is no burden, and heals what heals
+    steady_s: float = 60.0  # served so long without a loss, its failures are forgotten
+    losses: int = 3  # within ``steady_s``: then it is put off without waiting for its worker
+    lead: float = 1.25  # times faster: less is noise, and not worth a change
+
+
+@dataclass(slots=True)
+class Site:
+    """One engine's standing. ``latency_us``: of one golden input, when it was measured last."""
+
+    engine: str
+    rank: int
+    state: State = State.IDLE
+    reason: str = ""
+    since_s: float = 0.0
+    failures: int = 0
+    latency_us: float | None = None
+
+
+class Act(enum.Enum):
+    """What is to be done with an engine."""
+
+    TRY = "try"  # start it, prove the model on it, beside whatever serves
+    SERVE = "serve"  # give it the frames
+    END = "end"  # end its worker: it is not needed, or put off
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do next, with which engine, and why."""
+
+    act: Act
+    engine: str
+    reason: str
+
+
+class Placement:
+    """The engines of one pipeline's model, best first."""
+
+    def __init__(self, engines: Sequence[str], *, fastest: bool = False, patience: Patience | None = None) -> None:
+        self.sites = {engine: Site(engine, rank) for rank, engine in enumerate(engines)}
+        self.fastest = fastest
+        self._patience = patience or Patience()
+
+    @property
+    def serving(self) -> Site | None:
+        """The engine that has the frames, its worker away or not."""
+        return next(self._in(State.SERVING, State.FALTERING), None)
+
+    def tell(
+        self, engine: str, event: Event, now_s: float, *, reason: str = "", latency_us: float | None = None
+    ) -> None:
+        """Take an event of the table. Raises IllegalMove."""
+        site = self.sites[engine]
+        state = TRANSITIONS.get((site.state, event))
+        if state is None:
+            raise IllegalMove(f"engine {engine}, which is {site.state.value}, cannot take: {event.value}")
+        if event in FAILURES and site.state is not State.IDLE:
+            steady = site.state is State.SERVING and now_s - site.since_s >= self._patience.steady_s
+            site.failures = 1 if steady else site.failures + (site.state is not State.FALTERING)
+        site.state, site.since_s, site.reason = state, now_s, reason
+        if latency_us is not None:
+            site.latency_us = latency_us
+
+    def decide(self, now_s: float) -> Decision | None:
+        """What to do now, None when all is as it should be. Tell how it went, or that it has begun (TRY)."""
+        serving = self.serving
+        if serving is not None and self._is_hopeless(serving):
+            return Decision(Act.END, serving.engine, f"lost {serving.failures} times: {serving.reason}")
+        best = min(self._in(State.PROVED), key=self._order, default=None)
+        if best is not None:
+            return self._use(best, serving)
+        if any(self._in(State.TRYING)):
+            return None
+        open_to_try = [s for s in self._in(State.IDLE, State.RESTING) if now_s >= self._due_s(s, serving)]
+        wanted = [site for site in open_to_try if serving is None or self._may_be_better(site, serving)]
+        chosen = min(wanted, key=self._order, default=None)
+        return None if chosen is None else Decision(Act.TRY, chosen.engine, _why_try(chosen, serving))
+
+    def wake_s(self) -> float | None:
+        """When ``decide`` may have an answer by the passing of time alone; None: only an event changes anything."""
+        if any(self._in(State.TRYING)):
+            return None
+        serving = self.serving
+        resting = [s for s in self._in(State.RESTING) if serving is None or self._may_be_better(s, serving)]
+        return min((self._due_s(site, serving) for site in resting), default=None)
+
+    def _is_hopeless(self, serving: Site) -> bool:
+        """Whether waiting for its worker is not worth it: it falters too often, and there is another to turn to."""
+        others = [
+            site for site in self._in(State.IDLE, State.TRYING, State.PROVED, State.RESTING) if site is not serving
+        ]
+        return serving.state is State.FALTERING and serving.failures >= self._patience.losses and bool(others)
+
+    def _use(self, proved: Site, serving: Site | None) -> Decision:
+        if serving is None:
+            return Decision(Act.SERVE, proved.engine, "it proved the model")
+        if serving.state is State.FALTERING:
+            return Decision(Act.SERVE, proved.engine, f"{serving.engine} was lost: {serving.reason}")
+        if self._is_better(proved, serving):
+            how = "it is faster" if self.fastest else "it is preferred"
+            return Decision(Act.SERVE, proved.engine, f"{how}, and proved the model")
+        return Decision(Act.END, proved.engine, f"{serving.engine} serves")
+
+    def _may_be_better(self, site: Site, serving: Site) -> bool:
+        """Whether trying it makes sense beside what serves."""
+        unmeasured = self.fastest and site.latency_us is None
+        return serving.state is State.FALTERING or unmeasured or self._is_better(site, serving)
+
+    def _is_better(self, site: Site, serving: Site) -> bool:
+        if not self.fastest:
+            return site.rank < serving.rank
+        ours, theirs = site.latency_us, serving.latency_us
+        return ours is not None and theirs is not None and ours * self._patience.lead < theirs
+
+    def _order(self, site: Site) -> tuple[float, int]:
+        measured = site.latency_us if self.fastest and site.latency_us is not None else 0.0
+        return measured, site.rank
+
+    def _due_s(self, site: Site, serving: Site | None) -> float:
+        """When it may be tried again."""
+        if not site.failures:
+            return site.since_s
+        patience = self._patience
+        waiting = serving is None or serving.state is State.FALTERING
+        first_s = patience.urgent_s if waiting else patience.return_s
+        longest_s = patience.urgent_longest_s if waiting else patience.longest_s
+        return site.since_s + min(first_s * 2.0 ** min(site.failures - 1, 30), longest_s)
+
+    def _in(self, *states: State) -> Iterator[Site]:
+        return iter([site for site in self.sites.values() if site.state in states])
+
+
+def _why_try(site: Site, serving: Site | None) -> str:
+    if serving is None:
+        return "nothing serves"
+    if serving.state is State.FALTERING:
+        return f"{serving.engine} was lost: {serving.reason}"
+    return "it may serve again" if site.failures else "it may do better"
+
+
+def diagram() -> str:
+    """The table as a Mermaid state diagram."""
+    lines = ["stateDiagram-v2", f"    [*] --> {State.IDLE.value}", f"    [*] --> {State.ABSENT.value}"]
+    lines += [f"    {state.value} --> {to.value}: {event.value}" for (state, event), to in TRANSITIONS.items()]
+    return "\n".join(lines)
