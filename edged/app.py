@@ -71,6 +71,7 @@ async def _opened(models: ModelStore) -> AsyncIterator[ModelStore]:
     await asyncio.to_thread(models.open, daemon=True)
     try:
         yield models
+        await asyncio.to_thread(models.stop_trials)
     finally:
         models.close()
 

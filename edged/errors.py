@@ -51,6 +51,10 @@ class EngineLost(EngineError):
     code = "engine-lost"
 
 
+class EngineCrashed(EngineLost):
+    """The worker was lost by its own doing, or its model's: a fault, a hang, nonsense; nobody else ended it."""
+
+
 class StoreError(EdgedError):
     """The buffer cannot store or read; ``code`` names the cause (full, io, corrupt)."""
 

@@ -2,12 +2,14 @@
 
 A lane prepares itself (verify the bundle, derive plans, start the engine, prove the model on it), then runs. A model
 that fails its proof is never used. A lane that cannot run says why and leaves the other lanes alone. With an installed
-model it follows the store: a new one is proved on a worker of its own while the former runs, then takes its place.
+model it follows the store: a new one is proved on a worker of its own while the former runs, then takes its place. A
+frame that gets no result from a model on trial is the active one's; where no model may run, frames wait.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import logging
 import time
@@ -18,13 +20,14 @@ from edged import config as settings
 from edged.bundle.loaded import Bundle
 from edged.bundle.store.record import Slot
 from edged.bundle.store.states import State
+from edged.domain import Payload
 from edged.engines.engine import WorkerEngine
 from edged.engines.life import WorkerSpec
-from edged.errors import ConfigError, EdgedError
-from edged.installed import RETRY_S, Installed, Judge, proof_of
+from edged.errors import ConfigError, EdgedError, FrameRejected
+from edged.installed import RETRY_S, Installed, Judge, Outcome, Seen, proof_of
 from edged.pipeline import Pipeline
 from edged.ports import Inlet, Model, ResultStore, Source
-from edged.ready import Ready, Recipe, end_tasks, make_ready
+from edged.ready import CRASHES, Ready, Recipe, end_tasks, make_ready
 from edged.sources.inlet import InletSource
 from edged.sources.rejected import RejectedFolder
 from edged.sources.replay import ReplaySource
@@ -49,7 +52,12 @@ class Stage(enum.Enum):
 STEPS = {
     Stage.PREPARING: {Stage.PROVING, Stage.FAILED, Stage.STOPPING},
     Stage.PROVING: {Stage.PREPARING, Stage.RUNNING, Stage.FAILED, Stage.STOPPING},
-    Stage.RUNNING: {Stage.FAILED, Stage.STOPPING},
+    Stage.RUNNING: {
+        Stage.PREPARING,
+        Stage.PROVING,
+        Stage.FAILED,
+        Stage.STOPPING,
+    },  # the model was taken back, another is to run
     Stage.FAILED: {Stage.PREPARING, Stage.STOPPING},  # another model was installed
     Stage.STOPPING: set(),
 }
@@ -80,7 +88,9 @@ class Lane:
     engine: WorkerEngine | None = None
     slot: Slot | None = None  # of an installed model
     pipeline: Pipeline | None = None
+    trial: str = ""  # how far a trial has come, or why the last one was taken back
     source_reasons: dict[str, str] = field(default_factory=dict)
+    _ready: list[Ready] = field(default_factory=list)  # what has a worker; the last one runs, or is to
 
     async def run(self) -> None:
         """Prepare, prove and run until cancelled. Only a defect of ours makes this raise."""
@@ -91,9 +101,12 @@ class Lane:
         except EdgedError as error:
             self._move(Stage.FAILED, str(error))
             log.error("pipeline cannot run", extra={"pipeline": self.config.name, "reason": str(error)})
+        finally:
+            await self._end(self._ready)
 
     async def _make_ready(self, directory: Path, recipe: Recipe) -> Ready:
         ready = await make_ready(directory, recipe)
+        self._ready.append(ready)
         self.bundle, self.engine = ready.bundle, ready.engine
         self.shared.models[ready.bundle.name] = ready.bundle
         return ready
@@ -104,63 +117,82 @@ class Lane:
 
     def _on_stage(self, bundle: Bundle, engine: WorkerEngine | None) -> None:
         """Show what is being prepared, unless something runs meanwhile."""
-        if self.pipeline is None:
+        if not self._runs:
             self.bundle, self.engine = bundle, engine
             self.shared.models[bundle.name] = bundle
             self._move(Stage.PROVING if engine is not None else Stage.PREPARING)
 
+    @property
+    def _runs(self) -> bool:
+        return self.pipeline is not None and not self.pipeline.held
+
+    async def _end(self, those: list[Ready]) -> None:
+        for ready in list(those):
+            self._ready.remove(ready)
+            await ready.end()
+
     async def _run_pipeline(self, ready: Ready) -> None:
-        bundle, engine = ready.bundle, ready.engine
-        current = [ready]
-        work: list[asyncio.Task[None]] = []
+        pipeline = self.pipeline = Pipeline(
+            self.config.name,
+            ready.bundle,
+            ready.engine,
+            self.shared.store,
+            queue_limit=self.config.queue,
+            policy=self.config.policy,
+            appeal=self._appeal,
+        )
+        sources = [self._make_source(source) for source in self.config.source]
+        self._tell_running(ready)
+        work = asyncio.create_task(pipeline.run(), name=f"{pipeline.name}:pipeline")
+        others = [asyncio.create_task(self._feed(source, pipeline), name=source.name) for source in sources]
+        if self.config.bundle_dir is None:
+            others.append(asyncio.create_task(self._follow(pipeline), name=f"{pipeline.name}:model"))
         try:
-            pipeline = self.pipeline = Pipeline(
-                self.config.name,
-                bundle,
-                engine,
-                self.shared.store,
-                queue_limit=self.config.queue,
-                policy=self.config.policy,
-            )
-            sources = [self._make_source(source) for source in self.config.source]
-            self._move(Stage.RUNNING)
-            log.info(
-                "pipeline runs",
-                extra={"pipeline": pipeline.name, "model": f"{bundle.name}@{bundle.version}", "engine": engine.name},
-            )
-            work = [asyncio.create_task(pipeline.run(), name=f"{pipeline.name}:pipeline")]
-            if self.slot is not None:
-                work.append(asyncio.create_task(self._follow(pipeline, current), name=f"{pipeline.name}:model"))
-            feeds = [asyncio.create_task(self._feed(source, pipeline), name=source.name) for source in sources]
-            try:
-                done, _ = await asyncio.wait({*work, *feeds}, return_when=asyncio.FIRST_EXCEPTION)
-                for task in done:
-                    task.result()
-            finally:
-                self._move(Stage.STOPPING)
-                await end_tasks(*feeds, *work[1:])
-                await pipeline.drain(DRAIN_S)
+            done, _ = await asyncio.wait({work, *others}, return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
         finally:
-            await end_tasks(*work)
-            await current[0].end()
+            self._move(Stage.STOPPING)
+            await end_tasks(*others)
+            await pipeline.drain(DRAIN_S)
+            await end_tasks(work)
+
+    def _tell_running(self, ready: Ready) -> None:
+        self._move(Stage.RUNNING)
+        model = f"{ready.bundle.name}@{ready.bundle.version}"
+        log.info("pipeline runs", extra={"pipeline": self.config.name, "model": model, "engine": ready.engine.name})
 
     # Installed models
 
+    async def _follow(self, pipeline: Pipeline) -> None:
+        """Run what the store says, now and after every change; watch over what is on trial."""
+        while True:
+            watching = asyncio.create_task(self._watch(pipeline, self._ready[-1]), name=f"{pipeline.name}:trial")
+            try:
+                ready = await self._next()
+            finally:
+                await end_tasks(watching)
+            await pipeline.adopt(ready.bundle, ready.engine, DRAIN_S)
+            self._tell_running(ready)
+            await self._end(self._ready[:-1])
+
     async def _next(self) -> Ready:
-        """The installed model that is to run, ready; waits until there is one that proves itself."""
+        """The installed model that is to run, ready, when another does; waits until there is one that can."""
         installed, name = self.shared.installed, self.config.model
         while True:
+            change = installed.change()
             slot = installed.current(name)
-            if slot is not None and (self.pipeline is None or self.slot is None or slot.digest != self.slot.digest):
+            if slot is None:
+                hint = f"edged model install, then edged model trial {name}"
+                await self._hold(f"no model {name} is active ({hint})")
+            elif not (self._runs and self._ready[-1].bundle.digest == slot.digest):
                 ready = await self._try(name, slot)
                 if ready is not None:
-                    self.slot, self.reason = slot, ""
+                    self.slot = slot
                     return ready
-                if installed.current(name) != slot:
-                    continue
-            elif slot is None:
-                self._wait_for_model(f"no model {name} is active (edged model install, then edged model trial {name})")
-            await installed.change(RETRY_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RETRY_S):
+                    await change.wait()
 
     async def _try(self, name: str, slot: Slot) -> Ready | None:
         """Make a slot ready; None when it cannot be: the store was told and knows what that means for the slot."""
@@ -168,52 +200,65 @@ class Lane:
         recipe = replace(
             self._recipe(),
             patient=slot.state is not State.TRIAL,
+            crashes=CRASHES,
             is_proved=lambda engine: installed.store.is_proved(name, proof_of(slot, engine)),
-            on_proved=lambda engine: installed.store.prove(name, proof_of(slot, engine)),
+            on_proved=lambda engine: installed.proved(name, slot, proof_of(slot, engine)),
         )
         try:
             await installed.verify(name, slot)
             return await self._make_ready(installed.path(name, slot), recipe)
         except EdgedError as error:
+            if not self._runs:
+                self._move(Stage.FAILED, str(error))
             await installed.could_not_run(name, slot, error)
-            self._wait_for_model(str(error))
             return None
 
-    def _wait_for_model(self, reason: str) -> None:
-        if self.pipeline is None:
-            self._move(Stage.FAILED, reason)
+    async def _hold(self, reason: str) -> None:
+        """Nothing may run: frames wait, and workers are ended."""
+        if self.pipeline is not None:
+            await self.pipeline.hold(DRAIN_S)
+        await self._end(self._ready)
+        self.slot, self.trial = None, ""
+        self._move(Stage.FAILED, reason)
 
-    async def _follow(self, pipeline: Pipeline, current: list[Ready]) -> None:
-        """Run what the store says, now and after every change; watch over what is on trial."""
-        while True:
-            watching = asyncio.create_task(self._watch(pipeline, current[0]), name=f"{pipeline.name}:trial")
-            try:
-                ready = await self._next()
-            finally:
-                await end_tasks(watching)
-            former, current[0] = current[0], ready
-            await pipeline.adopt(ready.bundle, ready.engine, DRAIN_S)
-            log.info("model exchanged", extra={"pipeline": pipeline.name, "model": pipeline.model.version})
-            await former.end()
+    async def _appeal(self, model: Model, payload: Payload, error: EdgedError) -> None:
+        """A frame gets no result from this model. On trial, the model goes instead, if the active one may do better."""
+        installed, name = self.shared.installed, self.config.model
+        slot, other = installed.current(name), installed.fallback(name)
+        if self.config.bundle_dir is not None or self.pipeline is None or other is None or slot is None:
+            return
+        if slot.digest == model.digest and slot.state is State.TRIAL:
+            if isinstance(error, FrameRejected) and not await installed.takes(name, other, payload):
+                return
+            await installed.failed_frame(name, slot, error)
+            slot = installed.current(name)
+        if slot is not None and slot.digest != model.digest:
+            await self.pipeline.hold(0)
 
     async def _watch(self, pipeline: Pipeline, ready: Ready) -> None:
         """Judge the model that runs for as long as it is on trial."""
         installed, name = self.shared.installed, self.config.model
-        judge = Judge(installed.measure, time.monotonic(), pipeline.flow(), ready.engine.facts().restarts)
-        while True:
-            await asyncio.sleep(WATCH_S)
+        judge = Judge(installed.measure, _seen(pipeline, ready))
+        while ready in self._ready:
             slot = installed.current(name)
-            if slot is None or slot.digest != ready.bundle.digest:
-                continue
-            self.slot = slot
-            if slot.state is not State.TRIAL:
-                continue
-            verdict = judge.verdict(pipeline.flow(), ready.engine.facts(), time.monotonic())
-            if verdict.reason:
-                await installed.taken_back(name, slot, verdict.reason)
-            elif verdict.well:
-                await installed.went_well(name, slot, self.config.name)
-                self.slot = installed.current(name) or slot
+            if slot is not None and slot.digest == ready.bundle.digest:
+                self.slot = slot
+                if slot.state is State.TRIAL:
+                    await self._weigh(judge, _seen(pipeline, ready), slot)
+                else:
+                    self.trial = installed.gone(name, slot)
+            await asyncio.sleep(WATCH_S)
+
+    async def _weigh(self, judge: Judge, seen: Seen, slot: Slot) -> None:
+        installed, name = self.shared.installed, self.config.model
+        outcome, reason = judge.verdict(seen)
+        self.trial = judge.progress(seen)
+        if outcome is Outcome.FAILED:
+            await installed.failed(name, slot, reason)
+        elif outcome is Outcome.TAKEN_BACK:
+            await installed.taken_back(name, slot, reason)
+        elif outcome is Outcome.WELL:
+            await installed.went_well(name, slot, self.config.name)
 
     # Sources
 
@@ -245,11 +290,14 @@ class Lane:
         return inlet
 
     def _move(self, stage: Stage, reason: str = "") -> None:
-        if stage is self.stage:
-            return
-        if stage not in STEPS[self.stage]:
+        if stage is not self.stage and stage not in STEPS[self.stage]:
             raise RuntimeError(f"a lane cannot go from {self.stage.value} to {stage.value}")
         self.stage, self.reason = stage, reason
+
+
+def _seen(pipeline: Pipeline, ready: Ready) -> Seen:
+    facts = ready.engine.facts()
+    return Seen(pipeline.flow(), facts.restarts, ready.engine.crashes, facts.reason, time.monotonic())
 
 
 def worker_spec(name: str, engines: settings.Engines) -> WorkerSpec:

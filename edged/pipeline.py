@@ -12,6 +12,9 @@ to the queue. Batches take what is queued and never wait to fill up.
 
 A frame whose worker dies is tried once more, alone and with nothing else in flight, so that the guilty frame is told
 from its neighbours; a frame that ends two workers is committed as an ERROR. Frames wait while the engine is away.
+
+Before a frame is given up, ``appeal`` is heard, which may put the blame on the model and hold the pipeline: then the
+frame is the next model's.
 """
 
 from __future__ import annotations
@@ -21,14 +24,14 @@ import contextlib
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 
-from edged.domain import Array, Entry, Frame, FrameId, Kind, Policy, Prediction, Receipt
-from edged.errors import EngineError, EngineLost, FrameRejected, StoreError
+from edged.domain import Array, Entry, Frame, FrameId, Kind, Payload, Policy, Receipt
+from edged.entries import entry_of, prediction_body, reason_body, shed_entry
+from edged.errors import EdgedError, EngineError, EngineLost, FrameRejected, StoreError
 from edged.ports import Ended, Engine, Inference, Model, OnEnded, ResultStore
 
 log = logging.getLogger(__name__)
@@ -37,6 +40,12 @@ BATCHES = 2  # one in the engine, one prepared: measured to hide preparation beh
 COMMITS = 32  # groups on their way to the medium: at 8, a disk that syncs in 10 ms held up the engine (measured)
 STORE_RETRY_S = 1.0  # a full or failing medium does not heal faster
 LATENCIES = 1024  # results that the latency figures look back on
+
+Appeal = Callable[[Model, Payload, EdgedError], Awaitable[None]]  # a frame is to be given up with this model, for this
+
+
+async def no_appeal(_model: Model, _payload: Payload, _error: EdgedError) -> None:
+    """Every frame is given up for which a model has no result."""
 
 
 @dataclass(slots=True)
@@ -93,12 +102,16 @@ class Pipeline:
         *,
         queue_limit: int = 64,
         policy: Policy = Policy.BLOCK,
+        appeal: Appeal = no_appeal,
     ) -> None:
         self.name = name
         self._runner = _Runner(model, engine)
         self.queue_limit = queue_limit
         self.policy = policy
         self._store = store
+        self._appeal = appeal
+        self._open = asyncio.Event()  # clear while there is no model that may run
+        self._open.set()
         self._queue: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
         self._room = asyncio.Condition()
@@ -110,6 +123,11 @@ class Pipeline:
         self._engine_ns: deque[int] = deque(maxlen=LATENCIES)
         self._ended_as: Counter[Kind] = Counter()
         self._last_seq = 0
+
+    @property
+    def held(self) -> bool:
+        """Whether frames wait for a model."""
+        return not self._open.is_set()
 
     @property
     def model(self) -> Model:
@@ -141,7 +159,7 @@ class Pipeline:
 
     async def reject(self, frame: FrameId, received_ns: int, reason: str, on_ended: OnEnded) -> None:
         """Commit a REJECTED entry for something that is not a frame, as the Intake port says."""
-        entry = self._entry(self._runner, frame, received_ns, Kind.REJECTED, _reason("rejected", reason))
+        entry = self._entry(self._runner, frame, received_ns, Kind.REJECTED, reason_body("rejected", reason))
         receipt = (await self._stored([entry]))[0]
         on_ended(Ended(frame, receipt.kind, receipt))
 
@@ -176,9 +194,16 @@ class Pipeline:
         frame that is still there comes back as lost and is tried again with the new one.
         """
         former, self._runner = self._runner, _Runner(model, engine)
-        deadline = time.monotonic() + timeout_s
-        while former.batches and time.monotonic() < deadline:
-            await asyncio.sleep(0.005)
+        self._open.set()
+        await _left(former, timeout_s)
+
+    async def hold(self, timeout_s: float) -> None:
+        """Run no further batch until a model is adopted. Returns when none is with the engine, or after ``timeout_s``.
+
+        A frame that is still there waits for the next model, should its engine be ended.
+        """
+        self._open.clear()
+        await _left(self._runner, timeout_s)
 
     async def drain(self, timeout_s: float) -> None:
         """Wait until everything queued has ended, at most ``timeout_s``. Call after the sources have stopped."""
@@ -208,6 +233,7 @@ class Pipeline:
         while not self._queue and not self._shed:
             self._arrived.clear()
             await self._arrived.wait()
+        await self._open.wait()
         count = min(len(self._queue), self.engine.max_batch)
         batch = [self._queue.popleft() for _ in range(count)]
         if self.policy is Policy.BLOCK:
@@ -247,10 +273,22 @@ class Pipeline:
                 waiting.sample = runner.model.encode(waiting.frame.payload)
                 ready.append(waiting)
             except FrameRejected as error:
-                settled.append(self._ended(runner, waiting, Kind.REJECTED, _reason(error.code, str(error))))
+                settled.append(await self._rejected(runner, waiting, error))
         if ready:
             settled += await self._infer(runner, ready)
         return settled
+
+    async def _rejected(self, runner: _Runner, waiting: _Waiting, error: FrameRejected) -> _Settled:
+        if not self._replaced(runner):
+            await self._appeal(runner.model, waiting.frame.payload, error)
+        if self._replaced(runner):
+            async with self._alone():
+                return await self._infer_alone(runner, waiting)
+        return self._ended(runner, waiting, Kind.REJECTED, reason_body(error.code, str(error)))
+
+    def _replaced(self, runner: _Runner) -> bool:
+        """Whether frames are another model's now, or will be when it comes."""
+        return runner is not self._runner or self.held
 
     async def _infer(self, runner: _Runner, batch: Sequence[_Waiting]) -> list[_Settled]:
         try:
@@ -273,29 +311,32 @@ class Pipeline:
             yield
 
     async def _infer_alone(self, runner: _Runner, waiting: _Waiting) -> _Settled:
+        await self._open.wait()
         if runner is not self._runner:  # another model was adopted; this one's engine may be gone
             runner = self._runner
             try:
                 waiting.sample = runner.model.encode(waiting.frame.payload)
             except FrameRejected as error:
-                return self._ended(runner, waiting, Kind.REJECTED, _reason(error.code, str(error)))
+                return self._ended(runner, waiting, Kind.REJECTED, reason_body(error.code, str(error)))
         try:
             return self._results(runner, [waiting], await runner.engine.infer(_stack(runner.model, [waiting])))[0]
         except EngineError as error:
-            if runner is not self._runner:
+            if not self._replaced(runner):
+                await self._appeal(runner.model, waiting.frame.payload, error)
+            if self._replaced(runner):
                 return await self._infer_alone(runner, waiting)
             what = "ended two workers" if isinstance(error, EngineLost) else "failed twice"
             log.error(
                 "frame failed for good",
                 extra={"pipeline": self.name, "source": waiting.frame.id.source, "key": waiting.frame.id.key},
             )
-            return self._ended(runner, waiting, Kind.ERROR, _reason(error.code, f"{what}: {error}"))
+            return self._ended(runner, waiting, Kind.ERROR, reason_body(error.code, f"{what}: {error}"))
 
     def _results(self, runner: _Runner, batch: Sequence[_Waiting], inference: Inference) -> list[_Settled]:
         share_ns = inference.engine_ns // len(batch)
         predictions = runner.model.decode(inference.readout)
         return [
-            self._ended(runner, waiting, Kind.RESULT, _prediction(prediction), share_ns)
+            self._ended(runner, waiting, Kind.RESULT, prediction_body(prediction), share_ns)
             for waiting, prediction in zip(batch, predictions, strict=True)
         ]
 
@@ -332,28 +373,18 @@ class Pipeline:
         return _Settled(waiting, entry=entry, engine_ns=engine_ns)
 
     def _entry(self, runner: _Runner, frame: FrameId, received_ns: int, kind: Kind, body: bytes) -> Entry:
-        return Entry(
-            stream=self.name,
-            kind=kind,
-            source=frame.source,
-            frame=frame,
-            received_ns=received_ns,
-            body=body,
-            model=f"{runner.model.name}@{runner.model.version}",
-            digest=runner.model.digest,
-            engine=runner.engine.name,
-        )
+        return entry_of(self.name, runner.model, runner.engine, frame, received_ns, kind, body)
 
     def _shed_entry(self, source: str, count: int) -> Entry:
-        return Entry(
-            stream=self.name,
-            kind=Kind.DROPPED,
-            source=source,
-            frame=None,
-            received_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
-            body=_reason("queue-full", f"the queue of {self.queue_limit} frames was full ({self.policy.value})"),
-            count=count,
-        )
+        why = f"the queue of {self.queue_limit} frames was full ({self.policy.value})"
+        return shed_entry(self.name, source, count, why)
+
+
+async def _left(runner: _Runner, timeout_s: float) -> None:
+    """Wait until no batch is with a runner, at most ``timeout_s``."""
+    deadline = time.monotonic() + timeout_s
+    while runner.batches and time.monotonic() < deadline:
+        await asyncio.sleep(0.005)
 
 
 def _stack(model: Model, batch: Sequence[_Waiting]) -> dict[str, Array]:
@@ -363,11 +394,3 @@ def _stack(model: Model, batch: Sequence[_Waiting]) -> dict[str, Array]:
         spec.name: np.stack([sample[spec.name] for sample in samples], axis=1 if spec.sequence else 0)
         for spec in model.inputs
     }
-
-
-def _reason(code: str, message: str) -> bytes:
-    return msgspec.json.encode({"error": {"code": code, "message": message}})
-
-
-def _prediction(prediction: Prediction) -> bytes:
-    return msgspec.json.encode(prediction)

@@ -1,13 +1,13 @@
 """A model made ready on an engine: verified, its plans derived, a worker started, and proved with its golden data.
 
 Whose fault a failure is, is said by the error: ``ModelFailed`` is the model's own; every other EdgedError comes of the
-device, its disk or its engine. Decides nothing about what follows.
+device, its disk or its engine. A worker that is killed proves nothing: the next one is asked. Decides nothing about
+what follows.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,11 +18,12 @@ from edged.bundle.plans import GraphRefused, ensure_plans
 from edged.bundle.selftest import SelftestReport, prove
 from edged.engines.engine import WorkerEngine
 from edged.engines.life import Job, WorkerSpec
-from edged.errors import BundleError, EngineError, EngineLost
+from edged.errors import BundleError, EngineCrashed, EngineError, EngineLost
 
 log = logging.getLogger(__name__)
 
-CUTS = 3  # workers that may end while they prove a model: one may be killed by others, three are no accident
+CRASHES = 3  # workers lost by their own doing while they prove a model: one may be an accident, three are none
+KILLS = 10  # workers that somebody ends meanwhile, until a model that others wait for is put off
 POLL_S = 0.05
 RESTING = ("backoff", "quarantined")
 
@@ -48,12 +49,17 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to make a model ready. ``patient``: workers that do not come up are waited for, as long as it takes."""
+    """How to make a model ready.
+
+    ``patient``: workers that do not come up, or are killed, are replaced as long as it takes. ``crashes``: so many that
+    end by their own doing are the model's fault; None: any number is replaced.
+    """
 
     spec: WorkerSpec
     max_batch: int
     cache_dir: Path
     patient: bool = True
+    crashes: int | None = None
     is_proved: Callable[[WorkerEngine], bool] = lambda _: False  # then a short self-test is enough
     on_proved: Callable[[WorkerEngine], None] = lambda _: None
     on_stage: Callable[[Bundle, WorkerEngine | None], None] = lambda _, __: None  # for whoever watches
@@ -72,7 +78,7 @@ async def make_ready(path: Path, recipe: Recipe) -> Ready:
     try:
         recipe.on_stage(bundle, engine)
         if not recipe.patient:
-            await _stands(engine)
+            await _stands(engine, recipe)
         await _prove(ready, recipe)
     except BaseException:
         await ready.end()
@@ -87,8 +93,11 @@ async def end_tasks(*tasks: asyncio.Task[None]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _stands(engine: WorkerEngine) -> None:
-    """Wait until a worker has the model loaded. Raises ModelFailed when the engine refuses it, EngineLost otherwise."""
+async def _stands(engine: WorkerEngine, recipe: Recipe) -> None:
+    """Wait until a worker has the model loaded.
+
+    Raises ModelFailed when the engine refuses it or falls over it, EngineLost when none comes up for another reason.
+    """
     try:
         await engine.wait_ready()
         return
@@ -101,21 +110,27 @@ async def _stands(engine: WorkerEngine) -> None:
             return
         why = facts.reason if facts.state in RESTING else why
         await asyncio.sleep(POLL_S)
+    if recipe.crashes is not None and engine.crashes >= recipe.crashes:
+        raise ModelFailed(f"{engine.crashes} workers crashed while they loaded it: {why}")
     raise EngineLost(f"no worker came up: {why}")
 
 
 async def _prove(ready: Ready, recipe: Recipe) -> None:
-    """Raise ModelFailed unless the model proves itself. A worker that ends meanwhile proves nothing, so: once more."""
+    """Raise ModelFailed unless the model proves itself; EngineLost where it is not let."""
     bundle, engine = ready.bundle, ready.engine
-    for cuts in itertools.count(1):
+    cuts, crashes = 0, 0
+    while True:
         full = not recipe.is_proved(engine)
         try:
             report = await prove(engine, bundle, full=full)
             break
         except EngineLost as error:
+            cuts, crashes = cuts + 1, crashes + isinstance(error, EngineCrashed)
             log.warning("self-test was cut short", extra={"model": bundle.name, "reason": str(error)})
-            if cuts >= CUTS and not recipe.patient:
-                raise ModelFailed(f"it ended {cuts} workers in its self-test: {error}") from None
+            if recipe.crashes is not None and crashes >= recipe.crashes:
+                raise ModelFailed(f"{crashes} workers crashed in its self-test: {error}") from None
+            if not recipe.patient and cuts >= KILLS:
+                raise EngineLost(f"{cuts} workers were lost in its self-test: {error}") from None
         await asyncio.sleep(POLL_S)
     _judge(report)
     if full:

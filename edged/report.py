@@ -93,16 +93,24 @@ def _model(lane: Lane) -> ModelFacts:
         digest=lane.bundle.digest,
         timesteps=lane.bundle.timesteps,
         selftest=selftest,
-        slot=lane.slot.state.value if lane.slot is not None else "directory",
+        slot=_slot(lane),
         signer=_signer(lane),
+        trial=lane.trial,
         reason=lane.reason,
     )
+
+
+def _slot(lane: Lane) -> str:
+    """Where the model stands in the store, if it comes from there and may run."""
+    if lane.config.bundle_dir is not None:
+        return "directory"
+    return lane.slot.state.value if lane.slot is not None else "none"
 
 
 def _signer(lane: Lane) -> str:
     """Whose signature was verified: of a bundle directory none is asked for."""
     if lane.slot is None:
-        return "not asked"
+        return "not asked" if lane.config.bundle_dir is not None else ""
     return lane.slot.signer or "UNSIGNED"
 
 

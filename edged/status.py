@@ -29,8 +29,9 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
     timesteps: int
     selftest: str  # passed, failed, pending
-    slot: str = ""  # of an installed model: trial, active; otherwise: directory
+    slot: str = ""  # of an installed model: trial, active, none (nothing may run); otherwise: directory
     signer: str = ""  # the trusted key that signed it, UNSIGNED, or that nobody asked
+    trial: str = ""  # how far it has come; else which newer release was taken off, and why
     reason: str = ""
 
 

@@ -164,7 +164,7 @@ def _engines(engines: Iterable[EngineFacts]) -> Table:
 
 
 def _models(models: Iterable[ModelFacts]) -> Table:
-    headings = ("model", "version", "self-test", "slot", "signed by", "time steps", "digest")
+    headings = ("model", "version", "self-test", "slot", "signed by", "note", "time steps", "digest")
     rows = [
         Row(
             (
@@ -173,6 +173,7 @@ def _models(models: Iterable[ModelFacts]) -> Table:
                 Cell(one.selftest, tone=tone(one.selftest)),
                 Cell(one.slot or NOTHING, tone=tone(one.slot)),
                 Cell(one.signer or NOTHING, tone=tone(one.signer)),
+                Cell(one.trial or NOTHING),
                 count(one.timesteps),
                 Cell(one.digest[:DIGEST_SHOWN] or NOTHING),
             ),

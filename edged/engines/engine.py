@@ -16,7 +16,7 @@ from typing import TypeVar
 from edged.domain import Array
 from edged.engines.client import WorkerAway
 from edged.engines.life import Job, WorkerLife, WorkerSpec
-from edged.errors import EngineError, EngineLost
+from edged.errors import EngineCrashed, EngineError, EngineLost
 from edged.ports import Inference
 from edged.status import EngineFacts
 from edged.supervisor import Budget, Event, State, Supervisor
@@ -34,6 +34,7 @@ class WorkerEngine:
     ) -> None:
         self.name = spec.engine
         self.max_batch = job.max_batch
+        self.crashes = 0  # workers that were lost by their own doing
         self._spec = spec
         self._job = job
         self._patience_s = patience_s
@@ -64,7 +65,9 @@ class WorkerEngine:
         self._move(Event.START)
         try:
             while True:
-                pause_s = self._supervisor.lost(str(await self._live()))
+                error = await self._live()
+                self.crashes += isinstance(error, EngineCrashed)
+                pause_s = self._supervisor.lost(str(error))
                 self._tell_lost(pause_s)
                 await asyncio.sleep(pause_s)
                 self._move(Event.RETRY)

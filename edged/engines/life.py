@@ -16,7 +16,7 @@ from edged.engines.memory import SharedMemory, model_layout
 from edged.engines.process import WorkerProcess, command
 from edged.engines.wire import Exit, Hello, Load, Loaded
 from edged.engines.wire_json import WireError
-from edged.errors import EngineError, EngineLost
+from edged.errors import EngineCrashed, EngineError, EngineLost
 from edged.ports import Model
 from edged.supervisor import Event
 
@@ -136,7 +136,7 @@ class WorkerLife:
             try:
                 await self._process.end(BYE_S if why is None else EXIT_S if hung_up else 0.0)
             finally:
-                error = self._explain(error)
+                error = self._explain(error, own_doing=why is not None and self._own_doing())
                 self._client.close(error)
                 self.ended.set()
         self.ended.set()
@@ -160,7 +160,14 @@ class WorkerLife:
             theirs.close()
         self._client = client
 
-    def _explain(self, error: EngineError) -> EngineError:
+    def _own_doing(self) -> bool:
+        """Whether a lost worker, with its model, has to answer for that: once it serves, for all but a kill."""
+        assert self._process is not None
+        if self._process.killed_by_others:
+            return False
+        return self.loaded is not None or self._process.faulted
+
+    def _explain(self, error: EngineError, *, own_doing: bool) -> EngineError:
         assert self._process is not None
         ending, words = self._process.ending(), self._process.said.rpartition("\n")[2][-LAST_WORDS:]
         if type(error) is EngineError:  # the worker said why itself
@@ -169,4 +176,5 @@ class WorkerLife:
         parts += [f"it {ending}"] if ending and ending not in parts[0] else []
         parts += [f"its last words: {words}"] if words else []
         missing = f"install the package of {self.spec.engine} for {self.spec.python or sys.executable}"
-        return EngineLost("; ".join(parts), missing if Exit.NO_ENGINE.name in ending else error.hint)
+        kind = EngineCrashed if own_doing else EngineLost
+        return kind("; ".join(parts), missing if Exit.NO_ENGINE.name in ending else error.hint)

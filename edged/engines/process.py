@@ -22,6 +22,8 @@ NOISE = 8192  # bytes of a worker's last words to keep: a Python traceback fits
 CHUNK = 65536
 REAP_S = 5.0  # a killed process that is not gone by then hangs in a driver; it is left to the kernel
 PRIVATE = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS)
+FOREIGN = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # nobody sends them to himself
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # NumPy would start a thread for each core
 # The worker runs this very copy of edged, whatever its interpreter has installed, and nothing else of our interpreter:
 # putting our site-packages on its path would hand it our NumPy.
@@ -94,6 +96,16 @@ class WorkerProcess:
             return f"was killed by {signal.Signals(-code).name}"
         named = f" ({Exit(code).name})" if code in list(Exit) else ""
         return f"exited with code {code}{named}"
+
+    @property
+    def faulted(self) -> bool:
+        """Whether it was ended by a fault of its own code (or of its engine's)."""
+        return -(self._process.returncode or 0) in FAULTS
+
+    @property
+    def killed_by_others(self) -> bool:
+        """Whether somebody else ended it: a person, systemd, the kernel for want of memory."""
+        return not self._killed and -(self._process.returncode or 0) in FOREIGN
 
     @property
     def said(self) -> str:

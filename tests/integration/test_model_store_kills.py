@@ -109,6 +109,7 @@ CASES: dict[str, Case] = {
     "start a trial once too often": Case(
         (*active(1), install(2), begin, _started_to_the_last), lambda _: None, daemon=True
     ),
+    "stop in a trial": Case((*active(1), install(2), begin), lambda store: store.stop_trials()),
     "prove": Case((*active(1), install(2), begin), _prove_trial),
     "commit the first": Case((install(1), begin, _prove_trial), lambda store: store.commit(NAME)),
     "commit": Case((*active(1, 2), install(3), begin, _prove_trial), lambda store: store.commit(NAME)),

@@ -59,6 +59,7 @@ FULL = Status(
             selftest="passed",
             slot="trial",
             signer="release-2026.pem",
+            trial="4 of 10 results, 12 of 60 s",
             reason="checked today",
         ),
     ),

@@ -33,6 +33,7 @@ NOT_MEASURED = {
     "reasons",
     "engines.reason",
     "models.reason",
+    "models.trial",
     "pipelines.sources.reason",
     "buffer.reason",
     "link.reason",

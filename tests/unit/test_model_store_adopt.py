@@ -1,4 +1,4 @@
-"""A model takes another's place under load: no frame waits for it, none is lost, and each is answered by one model."""
+"""A model takes another's place: no frame waits for it, none is lost or given up, and one model answers each."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from edged.domain import Array, Frame, FrameId, Kind, Payload
-from edged.errors import EngineLost, FrameRejected
+from edged.errors import EdgedError, EngineCrashed, EngineError, EngineLost, FrameRejected
 from edged.pipeline import Pipeline
+from edged.ports import Model
 from tests.support.fakes import Collector, MemoryStore, SumEngine, SumModel
 
 DRAIN_S = 0.2
@@ -118,5 +119,110 @@ def test_a_frame_left_with_an_engine_that_is_ended_is_the_new_models(model: Next
         assert store.kinds() == {"0": kind, "1": kind, "2": kind}
         assert {entry.model for entry in store.entries} == {"sum@2.0.0"}
         assert pipeline.flow().rejected == (3 if kind is Kind.REJECTED else 0)
+
+    asyncio.run(body())
+
+
+class Fussy(SumEngine):
+    """Fails with whatever holds a 2."""
+
+    name = "fussy"
+
+    def __init__(self, error: EngineError) -> None:
+        super().__init__(self._refuse)
+        self.error = error
+
+    def _refuse(self, values: Array) -> None:
+        if (values == 2).any():
+            raise self.error
+
+
+CRASH, REFUSAL = EngineCrashed("the worker was killed by SIGSEGV"), EngineError("this frame cannot be computed")
+
+
+@pytest.mark.parametrize("error", [CRASH, REFUSAL])
+@pytest.mark.parametrize("blames_the_model", [True, False])
+def test_a_frame_that_the_model_is_blamed_for_is_the_next_models(error: EngineError, blames_the_model: bool) -> None:
+    """The control leaves the blame with the frame, which then ends as an error, as without any appeal."""
+
+    async def body() -> None:
+        store, ends, heard = MemoryStore(), Collector(), list[str]()
+
+        async def appeal(model: Model, _payload: Payload, why: EdgedError) -> None:
+            heard.append(f"{model.version}: {why.message}")
+            if blames_the_model:
+                await pipeline.hold(0)
+
+        pipeline = Pipeline("s", NextModel(), Fussy(error), store, appeal=appeal)
+        async with running(pipeline):
+            await feed(pipeline, ends, 0, 4)
+            await pipeline.offer(Frame(FrameId("camera", "two"), np.full(3, 2.0), time.clock_gettime_ns(7)), ends)
+            await feed(pipeline, ends, 5, 4)
+            if blames_the_model:
+                await asyncio.sleep(0.05)
+                assert pipeline.held
+                assert len(ends.ended) < 9, "frames wait for a model"
+                await pipeline.adopt(SumModel(), SumEngine(), DRAIN_S)
+                assert not pipeline.held
+            await ended(ends, 9)
+        assert heard == [f"2.0.0: {error.message}"]
+        assert store.kinds()["two"] is (Kind.RESULT if blames_the_model else Kind.ERROR)
+        assert {kind for key, kind in store.kinds().items() if key != "two"} == {Kind.RESULT}
+        assert len(store.entries) == 9
+        last = next(entry for entry in store.entries if entry.frame and entry.frame.key == "two")
+        assert last.model == ("sum@1.0.0" if blames_the_model else "sum@2.0.0")
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("blames_the_model", [True, False])
+def test_a_frame_that_only_the_new_model_rejects_is_the_next_models(blames_the_model: bool) -> None:
+    async def body() -> None:
+        store, ends = MemoryStore(), Collector()
+
+        async def appeal(*_: object) -> None:
+            if blames_the_model:
+                await pipeline.hold(0)
+
+        pipeline = Pipeline("s", Strict(), SumEngine(), store, appeal=appeal)
+        async with running(pipeline):
+            await feed(pipeline, ends, 0, 3)
+            if blames_the_model:
+                await asyncio.sleep(0.02)
+                await pipeline.adopt(SumModel(), SumEngine(), DRAIN_S)
+            await ended(ends, 3)
+        kind = Kind.RESULT if blames_the_model else Kind.REJECTED
+        assert store.kinds() == {"0": kind, "1": kind, "2": kind}
+
+    asyncio.run(body())
+
+
+def test_while_nothing_may_run_frames_wait_and_what_was_under_way_is_the_next_models() -> None:
+    async def body() -> None:
+        ending = asyncio.Event()
+
+        class Hung(SumEngine):
+            async def infer(self, inputs):  # type: ignore[no-untyped-def]  # as its base class
+                self.in_flight += 1
+                await ending.wait()
+                raise EngineLost("the engine was stopped")
+
+        store, former, ends = MemoryStore(), Hung(), Collector()
+        pipeline = Pipeline("s", SumModel(), former, store)
+        async with running(pipeline):
+            await feed(pipeline, ends, 0, 3)
+            while not former.in_flight:
+                await asyncio.sleep(0.001)
+            began = time.monotonic()
+            await pipeline.hold(DRAIN_S)
+            assert time.monotonic() - began >= DRAIN_S, "the batch under way is given its time"
+            ending.set()
+            await feed(pipeline, ends, 3, 3)
+            await asyncio.sleep(0.02)
+            assert not ends.ended
+            await pipeline.adopt(NextModel(), SumEngine(), DRAIN_S)
+            await ended(ends, 6)
+        assert {entry.model for entry in store.entries} == {"sum@2.0.0"}
+        assert set(store.kinds().values()) == {Kind.RESULT}
 
     asyncio.run(body())

@@ -113,6 +113,17 @@ def test_cuts_roll_a_trial_back_after_three_starts_and_blame_nobody() -> None:
     assert rules.start_trial(record(slot(1, State.ACTIVE))) == record(slot(1, State.ACTIVE))
 
 
+def test_a_start_that_ends_in_order_is_not_counted() -> None:
+    found = rules.begin_trial(record(slot(1, State.ACTIVE), slot(2, State.STAGED)), starts=1)
+    for _ in range(3 * TRIAL_STARTS):
+        found = rules.start_trial(rules.stop_trial(found))
+    trial = found.of(State.TRIAL)
+    assert trial is not None and trial.trial_starts == 1
+    assert rules.stop_trial(record(slot(1, State.ACTIVE))) == record(slot(1, State.ACTIVE))
+    waiting = record(slot(1, State.TRIAL))
+    assert rules.stop_trial(waiting) == waiting
+
+
 def test_nothing_is_committed_without_a_proof() -> None:
     found = msgspec.structs.replace(record(slot(1, State.TRIAL)), proofs=(proof(2),))
     with pytest.raises(ModelRefused, match="has not proved itself"):

@@ -127,6 +127,14 @@ def start_trial(record: Record) -> Record:
     return _replace(record, slots=_changed(record, slot, trial_starts=slot.trial_starts + 1))
 
 
+def stop_trial(record: Record) -> Record:
+    """The daemon stops in order: a start that came to such an end is not counted."""
+    slot = record.of(State.TRIAL)
+    if slot is None or not slot.trial_starts:
+        return record
+    return _replace(record, slots=_changed(record, slot, trial_starts=slot.trial_starts - 1))
+
+
 def commit(record: Record) -> Record:
     """Make the bundle on trial the active one; the active one becomes the previous one, the previous one goes."""
     slot = record.of(State.TRIAL)

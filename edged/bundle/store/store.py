@@ -5,7 +5,7 @@ after it was written. So a record never names what is not there; a cut leaves ga
 A move is decided purely (``record``), persisted, and only then told: nobody runs what is not written down.
 
 Every call blocks (files are hashed and synchronised) and may come from any thread; reading never waits. Runs nothing:
-``edged.trial`` does, and says how it went.
+``edged.lane`` does, and ``edged.installed`` says how it went.
 """
 
 from __future__ import annotations
@@ -80,6 +80,14 @@ class ModelStore:
         for name in list(self._records) if daemon else ():
             self._start_trial(name)
         self._keep_spare()
+
+    def stop_trials(self) -> None:
+        """A daemon stops in order: that is not held against models on trial."""
+        for name in list(self._records):
+            try:
+                self._change(name, record.stop_trial)
+            except ModelStoreError as error:
+                log.warning("a trial counts one start too many", extra={"model": name, "reason": str(error)})
 
     def close(self) -> None:
         """Let others at it."""
