@@ -55,12 +55,19 @@ def snapped(operation: Conv | Dense, *, analogue: bool) -> Conv | Dense:
     return replace(operation, weight=weight.astype(np.float32), bias=bias.astype(np.float32))
 
 
-def prove(spiking: SpikingNetwork, timesteps: int) -> None:
-    """Show that every sum stays exact: the membrane of a neuron holds at most T currents and one threshold."""
+def prove(spiking: SpikingNetwork, timesteps: int, *, signed: bool = False) -> None:
+    """Show that every sum stays exact: the membrane of a neuron holds at most T currents and one threshold.
+
+    Spikes of 0 and 1 add up to no more than all positive weights, and to no less than all negative ones; an image, and
+    spikes that may be ``signed``, can turn the sign of each.
+    """
     for synapses in spiking.synapses:
-        weight = np.abs(synapses.operation.weight.astype(np.float64))
+        weight = synapses.operation.weight.astype(np.float64)
         over = 0 if isinstance(synapses.operation, Dense) else tuple(range(1, weight.ndim))
-        current = (weight.sum(axis=over) + np.abs(synapses.operation.bias)).max()
+        rising, falling = (np.maximum(way * weight, 0).sum(axis=over) for way in (1, -1))
+        turns = signed or synapses.source == spiking.analogue
+        reached = rising + falling if turns else np.maximum(rising, falling)
+        current = (reached + np.abs(synapses.operation.bias)).max()
         grid = _FIRST_WEIGHT * _INPUT if synapses.source == spiking.analogue else _WEIGHT
         if timesteps * current + 1 >= _EXACT * grid:
             reach, limit = f"{timesteps * current:.0f}", f"{_EXACT * grid:.0f}"

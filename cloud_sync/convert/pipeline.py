@@ -63,11 +63,18 @@ class Converted:
 
 
 def convert(
-    network: Network, calibration: Floats, timesteps: int, options: Options = PLAIN, say: Say = silent
+    network: Network,
+    calibration: Floats,
+    timesteps: int,
+    options: Options = PLAIN,
+    say: Say = silent,
+    *,
+    proof: bool = True,
 ) -> Converted:
     """Convert a loaded ANN with calibration samples (N, *input_shape). The same arguments give the same graph.
 
-    ``say`` is told how far it got. Raises ConversionError.
+    ``say`` is told how far it got. Without ``proof``, an exact conversion may be one whose sums could leave the exact
+    range: good for figures, not for a bundle. Raises ConversionError.
     """
     if not 1 <= timesteps <= MAX_TIMESTEPS:
         raise ConversionError(f"{timesteps} timesteps", f"choose 1 to {MAX_TIMESTEPS}")
@@ -88,6 +95,6 @@ def convert(
     made = write(corrected(folded, calibration, timesteps, write, say) if options.correct_biases else folded)
     if made.steps > MAX_TIMESTEPS:
         raise ConversionError(f"T = {timesteps} takes {made.steps} steps", f"at most {MAX_TIMESTEPS}: choose a lower T")
-    if options.exact:
-        grid.prove(made, timesteps)
+    if options.exact and proof:
+        grid.prove(made, timesteps, signed=options.firing is Firing.SIGNED)
     return Converted(folded, made, timesteps, options, (float(calibration.min()), float(calibration.max())))

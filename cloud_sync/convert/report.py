@@ -126,7 +126,7 @@ def assess(
     for timesteps in sweep:
         made, scores = converted, own.scores
         if timesteps != converted.timesteps:
-            made = convert(original, calibration, timesteps, options)
+            made = convert(original, calibration, timesteps, options, proof=False)
             scores = run_spiking(made.spiking, evaluation.samples, made.spiking.steps, say).scores
         points.append(_point(made, scores, ann.scores, evaluation))
         say(f"  judged T = {timesteps}")

@@ -15,6 +15,7 @@ from cloud_sync.convert.fold import fold
 from cloud_sync.convert.load import network
 from cloud_sync.convert.network import Dense, Floats
 from cloud_sync.convert.pipeline import Converted, Options, convert
+from cloud_sync.convert.report import Evaluation, assess
 from tests.support import anns
 
 T = 8
@@ -86,6 +87,33 @@ def test_sums_that_could_leave_the_exact_range_are_refused() -> None:
     grid.prove(made.spiking, T)
     with pytest.raises(ConversionError, match="beyond the exact"):
         grid.prove(made.spiking, 10**6)
+
+
+def _sums(weight: list[float], *, signed: bool = False) -> None:
+    """Prove 100 steps of one layer behind spikes."""
+    dense = Dense(np.array(weight, np.float32)[:, np.newaxis], np.zeros(1, np.float32))
+    made = _converted(exact=True).spiking
+    layer = replace(made.synapses[-1], operation=dense)
+    grid.prove(replace(made, synapses=(layer,)), 100, signed=signed)
+
+
+def test_weights_of_both_signs_cannot_add_up_behind_spikes_of_zero_and_one() -> None:
+    most = 2**24 * 2.0**-12 / 100
+    half = [0.4 * most] * 2
+    _sums([*half, *(-w for w in half)])  # all together 1.6 of what is exact, but half of them subtract
+    for weight, signed in (([*half, *half], False), ([*half, *(-w for w in half)], True)):
+        with pytest.raises(ConversionError, match="beyond the exact"):
+            _sums(weight, signed=signed)
+
+
+def test_a_sweep_goes_on_where_more_steps_cannot_be_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, samples = _converted(exact=True), _greys(16, seed=5)
+    reach = max(float(np.abs(s.operation.weight).sum()) for s in made.spiking.synapses)
+    monkeypatch.setattr(grid, "_EXACT", int(reach * 64 / grid._WEIGHT))
+    with pytest.raises(ConversionError, match="beyond the exact"):
+        convert(network(anns.plain()), _greys(64), 512, Options(exact=True))
+    report = assess(network(anns.plain()), _greys(64), made, Evaluation(samples, None, "greys"), sweep=(T, 512))
+    assert [point.timesteps for point in report.by_timesteps] == [T, 512]
 
 
 def test_a_relu_without_weights_of_its_own_is_refused() -> None:
