@@ -48,7 +48,9 @@ def network(model: onnx.ModelProto, where: str = "the ANN", until: str = "") -> 
     if refusals:
         raise RefusedNodesError(where, refusals, prefix(name, layers))
     if len(model.graph.output) != 1:
-        raise ConversionError(f"{where}: {len(model.graph.output)} outputs", "a classifier has one: its logits")
+        names = ", ".join(repr(value.name) for value in model.graph.output[:8])
+        hint = f"a bundle has one: choose it with --until, from {names}"
+        raise ConversionError(f"{where}: {len(model.graph.output)} outputs", hint)
     output = reader.alias(model.graph.output[0].name)
     found = Network(name, shape, tuple(_needed(layers, output)), output, tuple(reader.notes))
     return _classifier(_flat(found) if until else found, where)

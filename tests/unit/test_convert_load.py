@@ -267,6 +267,17 @@ def test_the_part_that_can_be_converted_is_named_and_can_be_cut_there() -> None:
     assert network(model, until="kept").classes == 108
 
 
+def test_of_several_outputs_one_can_be_chosen() -> None:
+    ann = anns.AnnWriter()
+    kept = ann.node("Relu", ann.conv("x", (3, 2, 3, 3)), name="features")
+    model = ann.model(ann.node("Flatten", kept, name="scores"), anns.SHAPE, 108)
+    model.graph.output.append(helper.make_tensor_value_info("features", TensorProto.FLOAT, ["B", 3, 6, 6]))
+    with pytest.raises(ConversionError) as caught:
+        network(model)
+    assert caught.value.hint == "a bundle has one: choose it with --until, from 'scores', 'features'"
+    assert network(model, until="scores").notes == ()
+
+
 def test_a_node_of_a_foreign_domain_is_refused_although_its_name_is_known() -> None:
     ann = anns.AnnWriter()
     value = ann.node("Relu", "x", name="ours", domain="com.example")
