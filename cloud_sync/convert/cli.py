@@ -104,7 +104,7 @@ def _run_transformer(options: argparse.Namespace) -> None:
     say(f"calibrating on {len(calibration)} images for T = {options.timesteps}, {options.levels} levels")
     converted = transformer.convert(network, calibration, options.timesteps, options.levels)
     say(f"judging on {judged.name}, at T = {', '.join(map(str, transformer_report.SWEEP))} too")
-    report = transformer_report.assess(calibration, converted, judged)
+    report = transformer_report.assess(calibration, converted, judged, say=say)
     times = compare(ann(network).model, converted.spiking.graph, options.timesteps, judged.samples[:1])
     _tell(report, times, network.classes)
     _wrote(options, transformer_bundle.write(options.out, converted, entry, who, report, digest(options.ann)))

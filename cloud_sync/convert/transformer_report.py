@@ -16,6 +16,7 @@ import numpy as np
 from cloud_sync.convert.evaluate import accuracy, agreement
 from cloud_sync.convert.network import Conv, Dense, Floats
 from cloud_sync.convert.operations import LayerCounter, SynapticOperations
+from cloud_sync.convert.progress import Progress, Say, silent
 from cloud_sync.convert.report import Cost, Evaluation, Footprint, Operations, Point, four_digits, share
 from cloud_sync.convert.runtime import Runtime
 from cloud_sync.convert.transformer import Converted, convert
@@ -61,17 +62,25 @@ class TransformerReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def assess(
-    calibration: Floats, converted: Converted, evaluation: Evaluation, *, sweep: Sequence[int] = SWEEP
+    calibration: Floats,
+    converted: Converted,
+    evaluation: Evaluation,
+    *,
+    sweep: Sequence[int] = SWEEP,
+    say: Say = silent,
 ) -> TransformerReport:
-    """Judge a conversion beside its ANN, and the same conversion at every number of steps of ``sweep``."""
+    """Judge a conversion beside its ANN, and the same conversion at every number of steps of ``sweep``.
+
+    ``say`` is told how far it got.
+    """
     reference = run_ann(converted.ann, evaluation.samples)
-    own = run_spiking(converted, evaluation.samples)
+    own = run_spiking(converted, evaluation.samples, say)
     points = []
     for timesteps in sweep:
         scores = own.scores
         if timesteps != converted.timesteps:
             other = convert(converted.ann, calibration, timesteps, converted.levels)
-            scores = run_spiking(other, evaluation.samples).scores
+            scores = run_spiking(other, evaluation.samples, say).scores
         points.append(
             Point(
                 timesteps=timesteps,
@@ -79,6 +88,7 @@ def assess(
                 agreement=share(agreement(scores, reference.scores)),
             )
         )
+        say(f"  judged T = {timesteps}")
     graph = converted.spiking.graph
     neurons = sum(math.prod(made.shape) for made in converted.spiking.neurons)
     return TransformerReport(
@@ -184,8 +194,12 @@ def run_ann(network: Transformer, samples: Floats) -> Activity:
     return meter.activity(np.concatenate(scores))
 
 
-def run_spiking(converted: Converted, samples: Floats) -> Activity:
-    """All steps of a window from zero state over samples (N, *input_shape). Scores are the mean output."""
+def run_spiking(converted: Converted, samples: Floats, say: Say = silent) -> Activity:
+    """All steps of a window from zero state over samples (N, *input_shape). Scores are the mean output.
+
+    ``say`` is told how far it got.
+    """
+    progress = Progress(say, f"images through {converted.timesteps} steps", len(samples))
     spiking, graph = converted.spiking, converted.spiking.graph
     sources, carried = [made.source for made in spiking.synapses], [made.spikes for made in spiking.neurons]
     fetches = [graph.output, *(state.output for state in graph.states), *sources, *carried]
@@ -202,6 +216,7 @@ def run_spiking(converted: Converted, samples: Floats) -> Activity:
             seen = values[len(graph.states) :]
             meter.see(seen[: len(sources)], seen[len(sources) :])
         scores.append(total / np.float32(converted.timesteps))
+        progress.at(start + len(batch))
     return meter.activity(np.concatenate(scores))
 
 

@@ -30,6 +30,8 @@ def test_a_transformer_becomes_a_bundle_that_opens(tmp_path: Path, capsys: pytes
     assert out == f"random-vit 1.0.0 {bundle.digest}\n"
     assert "floating point at every step, not spikes: 1 Erf, 1 Mul, 3 Norm, 2 Product, 1 Softmax" in err
     assert "µs" in err
+    assert [f"judged T = {steps}" in err for steps in (1, 2, 4, 8, 16)] == [True] * 5
+    assert "spikes are of 9 values, -1, -0.5, -0.25, -0.125, 0, 0.125, 0.25, 0.5, 1 of a neuron's largest" in err
     report = json.loads(bundle.read("report.json"))
     assert (report["levels"], report["timesteps"], len(report["alphabet"])) == (4, 4, 9)
     assert report["agreement"] > 0.8
