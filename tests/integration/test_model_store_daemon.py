@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
-import threading
-from collections import Counter
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from edged.bundle.archive import pack
 from edged.bundle.store import control, requests
 from edged.bundle.store.store import read_store
-from models.digits.data import held_out
-from tests.support.device import ROOT, Device, wait_until
+from tests.support.bundles import make_bundle
+from tests.support.device import ROOT, wait_until
+from tests.support.installed import ENDLESS, Unit, left_behind, models_of_results, under_load
 from tests.support.parts import require
 from tests.support.releases import release, wrong_weights
 from tests.support.store import Key, make_key
-
-QUICK = "[models]\ntrial_results = 5\ntrial_s = 0.5\n"
-ENDLESS = "[models]\ntrial_results = 5\ntrial_s = 3600\n"
 
 
 @pytest.fixture(scope="module")
@@ -41,103 +38,15 @@ def releases(tmp_path_factory: pytest.TempPathFactory, key: Key) -> dict[str, Pa
         "3 with wrong weights": release(folder, key, 3, model=wrong_weights()).path,
         "4 with no graph": release(folder, key, 4, model=b"\0" * 1000).path,
         "5 unsigned": release(folder, None, 5).path,
+        "6 with a strange key": release(folder, make_key(folder, "strange"), 6).path,
+        "7 of another kind": release(folder, key, 7, source=make_bundle(folder / "kind").path).path,
     }
-
-
-class Unit(Device):
-    """A device whose pipeline names the installed model ``digits``."""
-
-    def __init__(self, directory: Path, key: Key, models: str = QUICK) -> None:
-        super().__init__(directory, 1883, bundle=Path("digits"), buffer=models)
-        trust = self.state / "trust"
-        trust.mkdir(parents=True)
-        (trust / "release.pem").write_bytes(key.public_file.read_bytes())
-
-    def model(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "edged", "model", *arguments, "--config", str(self.config)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-
-    def do(self, *arguments: str) -> str:
-        done = self.model(*arguments)
-        assert done.returncode == 0, done.stderr + self.log("daemon")()
-        return done.stdout
-
-    def slots(self) -> dict[int, str]:
-        """State by release counter."""
-        listed = json.loads(self.do("list", "--json"))["models"]
-        return {slot["release_counter"]: slot["state"] for slot in listed}
-
-    def records(self) -> dict[int, str]:
-        """The same, straight from the disk."""
-        return {s.release_counter: s.state.value for r in read_store(self.state / "models")[0] for s in r.slots}
-
-    def runs(self) -> str:
-        """The model that the pipeline runs, when it runs."""
-        status = self.status()
-        if status.get("pid") != self.pid("daemon") or status.get("state") not in ("ready", "degraded"):
-            return ""
-        return str(status["pipelines"][0]["model"]) if status["pipelines"][0]["engine"] else ""
-
-    def wait_for(self, model: str, **records: str) -> None:
-        expected = {int(name[1:]): state.replace("_", "-") for name, state in records.items()}
-        wait_until(
-            lambda: self.runs() == model and (not expected or self.records() == expected),
-            40,
-            lambda: f"{self.runs()} {self.records()}\n{self.log('daemon')()}",
-        )
-
-    def activate(self, path: Path) -> None:
-        """Install and commit a release."""
-        self.do("install", str(path), "--trial")
-        counter = int(path.name.rpartition("-")[2])
-        with under_load(self):
-            wait_until(lambda: self.records().get(counter) == "active", 40, self.log("daemon"))
-
-    def feed(self, count: int) -> None:
-        images = held_out()[0]
-        for _ in range(count):
-            self.fed = getattr(self, "fed", 0) + 1
-            self.put(f"{self.fed:06d}.npy", images[self.fed % len(images)])
 
 
 @pytest.fixture
 def unit(tmp_path: Path, key: Key) -> Iterator[Unit]:
     with Unit(tmp_path / "device", key) as unit:
         yield unit
-
-
-def models_of_results(unit: Unit) -> Counter[str]:
-    """How many results each model gave, from the buffer."""
-    command = [sys.executable, "-m", "edged", "results", "--json", "--limit", "100000", "--config", str(unit.config)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
-    rows: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {row["kind"] for row in rows} == {"result"}
-    return Counter(str(row["model"]) for row in rows)
-
-
-class Load(threading.Thread):
-    """Feeds the device until told to stop."""
-
-    def __init__(self, unit: Unit) -> None:
-        super().__init__(daemon=True)
-        self.unit = unit
-        self.done = threading.Event()
-
-    def run(self) -> None:
-        while not self.done.wait(0.01):
-            if len(self.unit.spooled()) < 20:
-                self.unit.feed(1)
-
-
-@contextlib.contextmanager
-def under_load(unit: Unit) -> Iterator[None]:
-    load = Load(unit)
-    load.start()
-    try:
-        yield
-    finally:
-        load.done.set()
-        load.join()
 
 
 def test_an_update_under_load_loses_no_frame_and_a_rollback_neither(unit: Unit, releases: dict[str, Path]) -> None:
@@ -158,16 +67,18 @@ def test_an_update_under_load_loses_no_frame_and_a_rollback_neither(unit: Unit, 
         unit.wait_for("digits@1.0.1", _1="active", _2="rolled_back")
     wait_until(lambda: not unit.spooled(), 20, unit.log("daemon"))
     source = unit.status()["pipelines"][0]["sources"][0]
-    fed = getattr(unit, "fed", 0)
-    wait_until(lambda: unit.status()["pipelines"][0]["sources"][0]["committed"] == fed, 10)
+    wait_until(lambda: unit.status()["pipelines"][0]["sources"][0]["committed"] == unit.fed, 10)
     assert (source["rejected"], source["dropped"]) == (0, 0)
     results = models_of_results(unit)
-    assert results.total() == fed
     assert set(results) == {"digits@1.0.1", "digits@1.0.2"}
 
 
 @pytest.mark.parametrize(
-    ("bad", "reason"), [("3 with wrong weights", "failed its self-test"), ("4 with no graph", "graph is refused")]
+    ("bad", "reason"),
+    [
+        ("3 with wrong weights", "failed its self-test"),
+        pytest.param("4 with no graph", "graph is refused", marks=pytest.mark.slow),
+    ],
 )
 def test_a_bad_model_fails_beside_the_good_one_and_is_not_taken_again(
     unit: Unit, releases: dict[str, Path], bad: str, reason: str
@@ -186,6 +97,110 @@ def test_a_bad_model_fails_beside_the_good_one_and_is_not_taken_again(
     assert sorted(path.name for path in (unit.state / "models" / "digits").iterdir() if path.is_dir()) == [
         slot["digest"] for slot in json.loads(unit.do("list", "--json"))["models"] if slot["state"] == "active"
     ]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_what_may_not_be_installed_is_refused_and_changes_nothing(
+    unit: Unit, releases: dict[str, Path], tmp_path: Path
+) -> None:
+    corrupt = tmp_path / "corrupt.tar"
+    pack(releases["2"], corrupt)
+    with corrupt.open("r+b") as file:
+        file.seek(corrupt.stat().st_size // 2)
+        file.write(b"\xff\x00\xff")
+    unit.start("daemon")
+    unit.activate(releases["2"])
+    unit.do("install", str(releases["4 with no graph"]), "--trial")
+    unit.wait_for("digits@1.0.2", _2="active", _4="failed")
+    wait_until(lambda: not left_behind(unit), 10)  # its files go after its record is written
+    before = contents(unit.state / "models")
+    for state in ("up", "down"):
+        if state == "down":
+            assert unit.stop("daemon") == 0
+        for path, complaint in (
+            (releases["1"], "release counter 1, 2 was committed before"),
+            (releases["2"], "is installed already: active"),
+            (releases["4 with no graph"], "failed on this device before: its graph is refused"),
+            (releases["5 unsigned"], "is not signed"),
+            (releases["6 with a strange key"], "a key that is not trusted here"),
+            (corrupt, "sha256"),
+        ):
+            done = unit.model("install", str(path), "--trial")
+            assert done.returncode == 1, (state, path, done)
+            assert complaint in done.stderr, (state, path, done.stderr)
+            assert contents(unit.state / "models") == before, (state, path)
+            assert list((unit.state / "sync" / "incoming").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("signum", "left"),
+    [(signal.SIGSEGV, "failed"), pytest.param(signal.SIGKILL, "rolled-back", marks=pytest.mark.slow)],
+)
+def test_a_model_whose_workers_crash_on_trial_is_condemned_and_one_whose_workers_are_killed_is_not(
+    tmp_path: Path, key: Key, releases: dict[str, Path], signum: signal.Signals, left: str
+) -> None:
+    with Unit(tmp_path / "device", key, ENDLESS) as unit:
+        unit.start("daemon")
+        unit.do("install", str(releases["1"]), "--trial")
+        unit.wait_for("digits@1.0.1", _1="trial")
+        unit.do("commit", "digits")
+        with under_load(unit):
+            unit.do("install", str(releases["2"]), "--trial")
+            unit.wait_for("digits@1.0.2", _1="active", _2="trial")
+            killed = set[int]()
+            while unit.records()[2] == "trial":
+                pid = unit.status()["engines"][0]["pid"]
+                if pid is not None and pid not in killed:
+                    killed.add(pid)
+                    os.kill(pid, signum)
+                time.sleep(0.05)
+            unit.wait_for("digits@1.0.1")
+        assert len(killed) >= 2
+        assert unit.records() == {1: "active", 2: left}
+        assert set(models_of_results(unit)) == {"digits@1.0.1", "digits@1.0.2"}  # one result a frame, and no error
+        wait_until(lambda: f"1.0.2 {left}: " in unit.status()["models"][0]["trial"], 10, unit.log("daemon"))
+        assert signum.name in unit.status()["models"][0]["trial"]
+        again = unit.model("install", str(releases["2"]))
+        assert again.returncode == 1
+        assert ("failed on this device before" in again.stderr) is (left == "failed")
+        assert unit.model("trial", "digits").returncode == (1 if left == "failed" else 0)
+
+
+@pytest.mark.slow
+def test_a_model_that_takes_none_of_the_frames_costs_no_frame(unit: Unit, releases: dict[str, Path]) -> None:
+    unit.start("daemon")
+    unit.activate(releases["1"])
+    with under_load(unit):
+        unit.do("install", str(releases["7 of another kind"]), "--trial")
+        unit.wait_for("digits@1.0.1", _1="active", _7="rolled_back")
+        slot = next(s for s in json.loads(unit.do("list", "--json"))["models"] if s["release_counter"] == 7)
+        assert "a frame got no result" in slot["reason"] and slot["proved_on"]
+    assert set(models_of_results(unit)) == {"digits@1.0.1"}
+
+
+@pytest.mark.slow
+def test_frames_wait_while_the_only_model_was_taken_back(tmp_path: Path, key: Key, releases: dict[str, Path]) -> None:
+    with Unit(tmp_path / "device", key, ENDLESS) as unit:
+        unit.start("daemon")
+        unit.do("install", str(releases["2"]), "--trial")
+        unit.wait_for("digits@1.0.2", _2="trial")
+        unit.feed(5)
+        wait_until(lambda: not unit.spooled(), 20, unit.log("daemon"))
+        assert "there is no other" in unit.do("rollback", "digits")
+        wait_until(lambda: unit.status()["state"] == "failed", 20, unit.log("daemon"))
+        assert "no model digits is active" in unit.status()["reasons"][0]
+        assert unit.status()["models"][0]["slot"] == "none"
+        unit.feed(5)
+        time.sleep(1)
+        assert len(unit.spooled()) == 5
+        assert unit.pid("worker") is None
+        unit.do("install", str(releases["1"]), "--trial")
+        unit.wait_for("digits@1.0.1", _1="trial", _2="rolled_back")
+        assert models_of_results(unit) == {"digits@1.0.1": 5, "digits@1.0.2": 5}
 
 
 @pytest.mark.slow
@@ -236,6 +251,7 @@ def test_kills_between_any_two_states_always_leave_a_model_running(unit: Unit, r
     unit.wait_for("digits@1.0.1", _1="active", _2="rolled_back")
 
 
+@pytest.mark.slow
 def test_a_damaged_slot_gives_way_to_the_previous_one_and_a_reinstall_heals_the_last(
     unit: Unit, releases: dict[str, Path]
 ) -> None:
@@ -258,6 +274,7 @@ def test_a_damaged_slot_gives_way_to_the_previous_one_and_a_reinstall_heals_the_
     unit.wait_for("digits@1.0.1", _1="active")
 
 
+@pytest.mark.slow
 def test_proofs_are_kept_and_a_second_start_is_short(unit: Unit, releases: dict[str, Path]) -> None:
     unit.start("daemon")
     unit.activate(releases["1"])
@@ -270,13 +287,12 @@ def test_proofs_are_kept_and_a_second_start_is_short(unit: Unit, releases: dict[
     assert read_store(unit.state / "models")[0] == before
 
 
-def test_commands_are_refused_with_a_reason_and_without_harm(unit: Unit, releases: dict[str, Path]) -> None:
+def test_commands_are_refused_with_a_reason_and_without_harm(unit: Unit) -> None:
     for state in ("down", "up"):
         if state == "up":
             unit.start("daemon")
             wait_until(lambda: (unit.runtime / control.SOCKET).exists(), 20, unit.log("daemon"))
         for arguments, complaint in (
-            (("install", str(releases["5 unsigned"])), "is not signed"),
             (("install", str(unit.config)), "the archive"),
             (("install", "nowhere.tar"), "cannot be copied"),
             (("trial", "digits"), "has nothing staged"),

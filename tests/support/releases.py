@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import onnx
 from onnx import numpy_helper
@@ -17,15 +16,18 @@ from tests.support.store import Key, sign_bundle
 DIGITS = Path(__file__).resolve().parents[2] / "models" / "digits" / "bundle"
 
 
-def release(folder: Path, key: Key | None, counter: int, *, model: bytes | None = None) -> Bundle:
-    """The digits as release 1.0.COUNTER, with another graph if one is given."""
-    source = open_bundle(DIGITS)
-    contents = {name: source.read(name) for name in source.manifest.files}
+def release(
+    folder: Path, key: Key | None, counter: int, *, model: bytes | None = None, source: Path = DIGITS, version: str = ""
+) -> Bundle:
+    """The digits as release 1.0.COUNTER, with another graph if one is given; or what ``source`` holds by their name."""
+    bundle = open_bundle(source)
+    contents = {name: bundle.read(name) for name in bundle.manifest.files}
     contents["model.onnx"] = model or contents["model.onnx"]
-    said = {name: getattr(source.manifest, name) for name in ManifestDraft.__struct_fields__}
-    draft = msgspec.structs.replace(ManifestDraft(**said), version=f"1.0.{counter}", release_counter=counter)
-    bundle = write_contents(folder / f"release-{counter}", draft, contents)
-    return sign_bundle(bundle, key) if key is not None else bundle
+    said = {name: getattr(bundle.manifest, name) for name in ManifestDraft.__struct_fields__}
+    version = version or f"1.0.{counter}"
+    said |= {"name": "digits", "version": version, "release_counter": counter}
+    written = write_contents(folder / f"release-{version.rpartition('.')[2]}", ManifestDraft(**said), contents)
+    return sign_bundle(written, key) if key is not None else written
 
 
 def wrong_weights() -> bytes:
