@@ -8,9 +8,11 @@ OSError; decides nothing.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from edged.bundle.store.record import Record, check
 
 STATE = "state.json"
 COPY = "state.copy.json"
+LOCK = "lock"
 SPARE = ".spare"
 SPARE_BYTES = 256 << 10  # two copies of the largest record (64 failed digests, 64 proofs) and the blocks around them
 FORMAT = 1
@@ -35,6 +38,21 @@ class _File(msgspec.Struct, frozen=True):
 
 class DamagedRecord(Exception):
     """A record that cannot be read, nor its copy."""
+
+
+def lock(models: Path, timeout_s: float) -> int:
+    """Take the store for oneself, until the returned descriptor is closed. Raises TimeoutError, OSError."""
+    fd = os.open(models / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(fd)
+                raise TimeoutError from None
+            time.sleep(0.05)
 
 
 def read_record(folder: Path) -> Record | None:

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import shutil
 import stat
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -72,8 +70,10 @@ class ModelStore:
         """
         try:
             self.directory.mkdir(mode=0o750, parents=True, exist_ok=True)
-            self._lock = _locked(self.directory / "lock", timeout_s)
+            self._lock = files.lock(self.directory, timeout_s)
             self._load()
+        except TimeoutError:
+            raise StoreHeld(f"another process holds {self.directory}", "wait for it to end") from None
         except OSError as error:
             self.close()
             raise ModelStoreError(f"{error.filename or self.directory}: {error.strerror}") from None
@@ -390,18 +390,3 @@ def _taken(tar: Path, folder: Path) -> Path:
     except OSError as error:
         raise ModelStoreError(f"{tar} cannot be taken: {error.strerror}") from None
     return own
-
-
-def _locked(path: Path, timeout_s: float) -> int:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                os.close(fd)
-                raise StoreHeld(f"another process holds {path.parent}", "wait for it to end") from None
-            time.sleep(0.05)
-        else:
-            return fd
