@@ -125,6 +125,7 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
     name: Name
     model: Annotated[str, msgspec.Meta(min_length=1, description="must be an installed model or a bundle directory")]
     engines: tuple[Literal["onnxruntime"], ...] = ("onnxruntime",)
+    placement: Annotated[Literal["order", "fastest"], msgspec.Meta(description="must be order or fastest")] = "order"
     queue: Positive = 64
     policy: Annotated[Policy, msgspec.Meta(description="must be block, drop-oldest or drop-newest")] = Policy.BLOCK
     max_batch: Annotated[int, msgspec.Meta(ge=1, le=64, description="must be 1 to 64")] = 8

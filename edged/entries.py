@@ -7,11 +7,11 @@ import time
 import msgspec
 
 from edged.domain import Entry, FrameId, Kind, Prediction
-from edged.ports import Engine, Model
+from edged.ports import Model
 
 
 def entry_of(
-    stream: str, model: Model, engine: Engine, frame: FrameId, received_ns: int, kind: Kind, body: bytes
+    stream: str, model: Model, engine: str, frame: FrameId, received_ns: int, kind: Kind, body: bytes
 ) -> Entry:
     """The entry of one frame; ``received_ns`` by CLOCK_BOOTTIME."""
     return Entry(
@@ -23,7 +23,7 @@ def entry_of(
         body=body,
         model=f"{model.name}@{model.version}",
         digest=model.digest,
-        engine=engine.name,
+        engine=engine,
     )
 
 

@@ -51,6 +51,10 @@ class EngineLost(EngineError):
     code = "engine-lost"
 
 
+class EngineAway(EngineLost):
+    """No worker was there to see the call: it says nothing about its frames, which may go anywhere else."""
+
+
 class EngineCrashed(EngineLost):
     """The worker was lost by its own doing, or its model's: a fault, a hang, nonsense; nobody else ended it."""
 

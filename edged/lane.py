@@ -21,13 +21,12 @@ from edged.bundle.loaded import Bundle
 from edged.bundle.store.record import Slot
 from edged.bundle.store.states import State
 from edged.domain import Payload
-from edged.engines.engine import WorkerEngine
 from edged.engines.life import WorkerSpec
 from edged.errors import ConfigError, EdgedError, FrameRejected
 from edged.installed import RETRY_S, Installed, Judge, Outcome, Seen, proof_of
 from edged.pipeline import Pipeline
 from edged.ports import Inlet, Model, ResultStore, Source
-from edged.ready import CRASHES, Ready, Recipe, end_tasks, make_ready
+from edged.ready import CRASHES, Ready, Recipe, Running, end_tasks, make_ready
 from edged.sources.inlet import InletSource
 from edged.sources.rejected import RejectedFolder
 from edged.sources.replay import ReplaySource
@@ -85,7 +84,7 @@ class Lane:
     stage: Stage = Stage.PREPARING
     reason: str = ""
     bundle: Bundle | None = None
-    engine: WorkerEngine | None = None
+    engine: Running | None = None
     slot: Slot | None = None  # of an installed model
     pipeline: Pipeline | None = None
     trial: str = ""  # how far a trial has come, or why the last one was taken back
@@ -112,10 +111,11 @@ class Lane:
         return ready
 
     def _recipe(self) -> Recipe:
-        spec = worker_spec(self.config.engines[0], self.shared.engines)
-        return Recipe(spec, self.config.max_batch, self.shared.cache_dir, on_stage=self._on_stage)
+        specs = tuple(worker_spec(name, self.shared.engines) for name in self.config.engines)
+        fastest = self.config.placement == "fastest"
+        return Recipe(specs, self.config.max_batch, self.shared.cache_dir, fastest, on_stage=self._on_stage)
 
-    def _on_stage(self, bundle: Bundle, engine: WorkerEngine | None) -> None:
+    def _on_stage(self, bundle: Bundle, engine: Running | None) -> None:
         """Show what is being prepared, unless something runs meanwhile."""
         if not self._runs:
             self.bundle, self.engine = bundle, engine
@@ -296,8 +296,8 @@ class Lane:
 
 
 def _seen(pipeline: Pipeline, ready: Ready) -> Seen:
-    facts = ready.engine.facts()
-    return Seen(pipeline.flow(), facts.restarts, ready.engine.crashes, facts.reason, time.monotonic())
+    engine = ready.engine
+    return Seen(pipeline.flow(), engine.restarts, engine.crashes, engine.facts().reason, time.monotonic())
 
 
 def worker_spec(name: str, engines: settings.Engines) -> WorkerSpec:

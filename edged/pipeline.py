@@ -336,7 +336,7 @@ class Pipeline:
         share_ns = inference.engine_ns // len(batch)
         predictions = runner.model.decode(inference.readout)
         return [
-            self._ended(runner, waiting, Kind.RESULT, prediction_body(prediction), share_ns)
+            self._ended(runner, waiting, Kind.RESULT, prediction_body(prediction), share_ns, inference.engine)
             for waiting, prediction in zip(batch, predictions, strict=True)
         ]
 
@@ -368,12 +368,16 @@ class Pipeline:
                 log.error("the buffer refuses; trying again", extra={"pipeline": self.name, "reason": str(error)})
                 await asyncio.sleep(STORE_RETRY_S)
 
-    def _ended(self, runner: _Runner, waiting: _Waiting, kind: Kind, body: bytes, engine_ns: int = 0) -> _Settled:
-        entry = self._entry(runner, waiting.frame.id, waiting.frame.received_ns, kind, body)
+    def _ended(
+        self, runner: _Runner, waiting: _Waiting, kind: Kind, body: bytes, engine_ns: int = 0, engine: str = ""
+    ) -> _Settled:
+        entry = self._entry(runner, waiting.frame.id, waiting.frame.received_ns, kind, body, engine)
         return _Settled(waiting, entry=entry, engine_ns=engine_ns)
 
-    def _entry(self, runner: _Runner, frame: FrameId, received_ns: int, kind: Kind, body: bytes) -> Entry:
-        return entry_of(self.name, runner.model, runner.engine, frame, received_ns, kind, body)
+    def _entry(
+        self, runner: _Runner, frame: FrameId, received_ns: int, kind: Kind, body: bytes, engine: str = ""
+    ) -> Entry:
+        return entry_of(self.name, runner.model, engine or runner.engine.name, frame, received_ns, kind, body)
 
     def _shed_entry(self, source: str, count: int) -> Entry:
         why = f"the queue of {self.queue_limit} frames was full ({self.policy.value})"

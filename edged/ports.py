@@ -100,10 +100,14 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """One batch through an engine. ``readout`` is (B, classes); ``engine_ns`` is the engine's own run time."""
+    """One batch through an engine. ``readout`` is (B, classes); ``engine_ns`` is the engine's own run time.
+
+    ``engine``: the name of the one that ran it, where one of several may have; else empty.
+    """
 
     readout: NDArray[np.float32]
     engine_ns: int
+    engine: str = ""
 
 
 class Engine(Protocol):

@@ -1,4 +1,4 @@
-"""A model made ready on an engine: verified, its plans derived, a worker started, and proved with its golden data.
+"""A model made ready: verified, its plans derived, proved with its golden data on an engine, or on one of several.
 
 Whose fault a failure is, is said by the error: ``ModelFailed`` is the model's own; every other EdgedError comes of the
 device, its disk or its engine. A worker that is killed proves nothing: the next one is asked. Decides nothing about
@@ -8,23 +8,32 @@ what follows.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+import statistics
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from edged.bundle.loaded import Bundle, open_bundle
 from edged.bundle.plans import GraphRefused, ensure_plans
-from edged.bundle.selftest import SelftestReport, prove
+from edged.bundle.selftest import SelftestReport, load_golden, prove
 from edged.engines.engine import WorkerEngine
 from edged.engines.life import Job, WorkerSpec
+from edged.engines.placed import PlacedEngine
 from edged.errors import BundleError, EngineCrashed, EngineError, EngineLost
+from edged.placement import Placement
 
 log = logging.getLogger(__name__)
 
+Running = WorkerEngine | PlacedEngine
 CRASHES = 3  # workers lost by their own doing while they prove a model: one may be an accident, three are none
 KILLS = 10  # workers that somebody ends meanwhile, until a model that others wait for is put off
 POLL_S = 0.05
+MEASURED = 9  # runs of one golden input: the median of so many is steady enough to choose by
 RESTING = ("backoff", "quarantined")
 
 
@@ -39,7 +48,7 @@ class Ready:
     """A proved model on a running worker; ``end`` it once."""
 
     bundle: Bundle
-    engine: WorkerEngine
+    engine: Running
     supervision: asyncio.Task[None]
 
     async def end(self) -> None:
@@ -55,14 +64,15 @@ class Recipe:
     end by their own doing are the model's fault; None: any number is replaced.
     """
 
-    spec: WorkerSpec
+    specs: tuple[WorkerSpec, ...]
     max_batch: int
     cache_dir: Path
+    fastest: bool = False  # of several engines: the one measured fastest, not the one named first
     patient: bool = True
     crashes: int | None = None
     is_proved: Callable[[WorkerEngine], bool] = lambda _: False  # then a short self-test is enough
     on_proved: Callable[[WorkerEngine], None] = lambda _: None
-    on_stage: Callable[[Bundle, WorkerEngine | None], None] = lambda _, __: None  # for whoever watches
+    on_stage: Callable[[Bundle, Running | None], None] = lambda _, __: None  # for whoever watches
 
 
 async def make_ready(path: Path, recipe: Recipe) -> Ready:
@@ -73,17 +83,44 @@ async def make_ready(path: Path, recipe: Recipe) -> Ready:
         plans = await ensure_plans(bundle, recipe.cache_dir)
     except GraphRefused as error:
         raise ModelFailed(f"its graph is refused: {error.message}", error.hint) from None
-    engine = WorkerEngine(recipe.spec, Job(bundle, recipe.max_batch, plans, recipe.cache_dir))
+    job = Job(bundle, recipe.max_batch, plans, recipe.cache_dir)
+    if len(recipe.specs) > 1:
+        return await _on_one_of_several(job, bundle, recipe)
+    return await _on_the_one(job, bundle, recipe)
+
+
+async def _on_the_one(job: Job, bundle: Bundle, recipe: Recipe) -> Ready:
+    engine = WorkerEngine(recipe.specs[0], job)
+    async with _ended_on_failure(bundle, engine, recipe) as ready:
+        if not recipe.patient:
+            await _stands(engine, recipe)
+        await _prove(bundle, engine, recipe)
+    return ready
+
+
+async def _on_one_of_several(job: Job, bundle: Bundle, recipe: Recipe) -> Ready:
+    names = [spec.engine for spec in recipe.specs]
+    placement = Placement(names, fastest=recipe.fastest)
+    engine = PlacedEngine(recipe.specs, job, partial(_examine, bundle, recipe), placement)
+    async with _ended_on_failure(bundle, engine, recipe) as ready:
+        try:
+            await engine.wait_serving(None if recipe.patient else recipe.crashes or 1)
+        except EngineLost as error:
+            if recipe.crashes is not None and engine.crashes >= recipe.crashes * len(names):
+                raise ModelFailed(f"{engine.crashes} workers crashed over it: {error}") from None
+            raise
+    return ready
+
+
+@contextlib.asynccontextmanager
+async def _ended_on_failure(bundle: Bundle, engine: Running, recipe: Recipe) -> AsyncIterator[Ready]:
     ready = Ready(bundle, engine, asyncio.create_task(engine.run(), name=f"{bundle.name}:engine"))
     try:
         recipe.on_stage(bundle, engine)
-        if not recipe.patient:
-            await _stands(engine, recipe)
-        await _prove(ready, recipe)
+        yield ready
     except BaseException:
         await ready.end()
         raise
-    return ready
 
 
 async def end_tasks(*tasks: asyncio.Task[None]) -> None:
@@ -115,15 +152,12 @@ async def _stands(engine: WorkerEngine, recipe: Recipe) -> None:
     raise EngineLost(f"no worker came up: {why}")
 
 
-async def _prove(ready: Ready, recipe: Recipe) -> None:
+async def _prove(bundle: Bundle, engine: WorkerEngine, recipe: Recipe) -> None:
     """Raise ModelFailed unless the model proves itself; EngineLost where it is not let."""
-    bundle, engine = ready.bundle, ready.engine
     cuts, crashes = 0, 0
     while True:
-        full = not recipe.is_proved(engine)
         try:
-            report = await prove(engine, bundle, full=full)
-            break
+            return await _ask(bundle, engine, recipe)
         except EngineLost as error:
             cuts, crashes = cuts + 1, crashes + isinstance(error, EngineCrashed)
             log.warning("self-test was cut short", extra={"model": bundle.name, "reason": str(error)})
@@ -132,7 +166,20 @@ async def _prove(ready: Ready, recipe: Recipe) -> None:
             if not recipe.patient and cuts >= KILLS:
                 raise EngineLost(f"{cuts} workers were lost in its self-test: {error}") from None
         await asyncio.sleep(POLL_S)
-    _judge(report)
+
+
+async def _examine(bundle: Bundle, recipe: Recipe, engine: WorkerEngine) -> float:
+    """Prove the model and measure one golden input, in microseconds. Raises ModelFailed, EngineLost."""
+    await _ask(bundle, engine, recipe)
+    spec, golden = bundle.inputs[0], load_golden(bundle)
+    sample = golden["free.input"][:1].astype(spec.dtype)
+    feed = {spec.name: np.ascontiguousarray(np.swapaxes(sample, 0, 1) if spec.sequence else sample)}
+    return statistics.median([(await engine.infer(feed)).engine_ns for _ in range(MEASURED)]) / 1000
+
+
+async def _ask(bundle: Bundle, engine: WorkerEngine, recipe: Recipe) -> None:
+    full = not recipe.is_proved(engine)
+    _judge(await prove(engine, bundle, full=full))
     if full:
         await asyncio.to_thread(recipe.on_proved, engine)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -45,7 +45,9 @@ class Report:
             started_wall=self._started_wall,
             uptime_s=round(time.monotonic() - self._started, 1),
             wall_time=_now(),
-            engines=tuple(lane.engine.facts() for lane in self._lanes if lane.engine is not None),
+            engines=tuple(
+                facts for lane in self._lanes if lane.engine is not None for facts in lane.engine.all_facts()
+            ),
             models=tuple(_model(lane) for lane in self._lanes if lane.bundle is not None),
             pipelines=tuple(_pipeline(lane, totals) for lane in self._lanes),
             buffer=buffer,
@@ -70,10 +72,8 @@ class Report:
 def _state(lanes: Sequence[Lane], buffer: BufferFacts) -> tuple[str, tuple[str, ...]]:
     reasons = [f"pipeline {lane.config.name}: {lane.reason}" for lane in lanes if lane.stage is Stage.FAILED]
     for lane in lanes:
-        engine = lane.engine.facts() if lane.engine is not None else None
-        if engine is not None and lane.stage is not Stage.FAILED and engine.state != "ready":
-            what = f"engine {engine.name} of pipeline {lane.config.name}: {engine.state}"
-            reasons.append(f"{what}: {engine.reason}" if engine.reason else what)
+        if lane.engine is not None and lane.stage is not Stage.FAILED:
+            reasons += _engine_reasons(lane.config.name, lane.engine.facts(), lane.engine.all_facts())
         reasons += [f"source {name}: {reason}" for name, reason in lane.source_reasons.items()]
     if buffer.state != "ok":
         reasons.append(f"buffer: {buffer.state}: {buffer.reason}")
@@ -82,6 +82,15 @@ def _state(lanes: Sequence[Lane], buffer: BufferFacts) -> tuple[str, tuple[str, 
     if not any(lane.stage is Stage.RUNNING for lane in lanes):
         return "starting", tuple(reasons)
     return ("degraded" if reasons else "ready"), tuple(reasons)
+
+
+def _engine_reasons(pipeline: str, serving: EngineFacts, engines: Sequence[EngineFacts]) -> Iterator[str]:
+    """What is not well with the engine that has the frames, and which others failed."""
+    for engine in engines:
+        state = engine.state if engine.name == serving.name else engine.placement
+        if (engine.name == serving.name and state != "ready") or state == "resting":
+            what = f"engine {engine.name} of pipeline {pipeline}: {state}"
+            yield f"{what}: {engine.reason}" if engine.reason else what
 
 
 def _model(lane: Lane) -> ModelFacts:
@@ -146,6 +155,7 @@ def _pipeline(lane: Lane, totals: dict[str, Totals]) -> PipelineFacts:
         engine_p50_us=_quantile_us(sorted(flow.engine_ns), 0.5) if flow is not None else None,
         last_seq=flow.last_seq if flow is not None else 0,
         sources=sources,
+        decisions=tuple(lane.engine.decisions) if lane.engine is not None else (),
     )
 
 

@@ -19,6 +19,17 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     plan: str = ""
     pid: int | None = None
     restarts: int = 0
+    placement: str = ""  # where several engines may run the model: serving, idle, resting, absent, unfit …
+    latency_us: float | None = None  # of one golden input, as measured when the model was proved on it
+
+
+class DecisionFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """One decision about the engines of a pipeline's model."""
+
+    wall_time: str  # RFC 3339, UTC
+    engine: str
+    act: str  # try, serve, end
+    reason: str
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +76,7 @@ class PipelineFacts(msgspec.Struct, frozen=True, kw_only=True):
     engine_p50_us: float | None = None
     last_seq: int = 0
     sources: tuple[SourceFacts, ...] = ()
+    decisions: tuple[DecisionFacts, ...] = ()  # about its engines, where there are several; the newest last
 
 
 class BufferFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -64,6 +64,7 @@ def tables(status: Status) -> tuple[Table, ...]:
         _sources(status.pipelines),
         _latest(status.latest, today),
         _engines(status.engines),
+        _decisions(status.pipelines, today),
         _models(status.models),
         _buffer(status.buffer),
         _link(status.link, status.wall_time),
@@ -144,23 +145,43 @@ def _latest(results: Iterable[LatestResult], today: str) -> Table:
 
 
 def _engines(engines: Iterable[EngineFacts]) -> Table:
-    headings = ("engine", "model", "state", "version", "plan", "pid", "restarts")
+    headings = ("engine", "model", "state", "placement", "version", "plan", "pid", "restarts", "one input")
     rows = [
         Row(
             (
                 Cell(one.name),
                 Cell(one.model),
                 Cell(one.state, tone=tone(one.state)),
+                Cell(one.placement or NOTHING, tone=tone(one.placement)),
                 Cell(one.version or NOTHING),
                 Cell(one.plan or NOTHING),
                 Cell(NOTHING if one.pid is None else str(one.pid), one.pid),
                 count(one.restarts, Tone.WARN),
+                micros(one.latency_us),
             ),
             one.reason,
         )
         for one in engines
     ]
     return Table("Engines", headings, tuple(rows), "No engine is loaded.")
+
+
+def _decisions(pipelines: Iterable[PipelineFacts], today: str) -> Table:
+    headings = ("time", "pipeline", "engine", "decided", "because")
+    rows = [
+        Row(
+            (
+                Cell(clock(one.wall_time, today)),
+                Cell(pipeline.name),
+                Cell(one.engine),
+                Cell(one.act),
+                Cell(one.reason),
+            )
+        )
+        for pipeline in pipelines
+        for one in reversed(pipeline.decisions)
+    ]
+    return Table("Where models were placed", headings, tuple(rows), "No pipeline has a choice of engines.")
 
 
 def _models(models: Iterable[ModelFacts]) -> Table:

@@ -18,9 +18,9 @@ class Tone(enum.Enum):
 
 
 _TONES = {
-    Tone.GOOD: "ready ok running passed result connected flowing active",
+    Tone.GOOD: "ready ok running passed result connected flowing active serving",
     Tone.WARN: "starting handshaking loading degraded stopping backoff pending waiting connecting probing held "
-    "rejected dropped trial",
+    "rejected dropped trial trying faltering resting absent unfit",
     Tone.BAD: "failed quarantined full error stopped UNSIGNED",
 }
 TONE_OF = {word: tone for tone, words in _TONES.items() for word in words.split()}

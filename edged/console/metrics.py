@@ -141,6 +141,7 @@ def _sources(pipelines: Iterable[PipelineFacts]) -> list[Family]:
 def _engines(engines: Iterable[EngineFacts]) -> list[Family]:
     by = [({"engine": one.name, "model": one.model}, one) for one in engines]
     words = [({**key, "version": one.version, "plan": one.plan}, 1.0) for key, one in by]
+    placed = [({**key, "placement": one.placement}, 1.0) for key, one in by if one.placement]
     return [
         _gauge("engine_info", "The version of an engine and its plan for a model.", words),
         _gauge(
@@ -148,6 +149,12 @@ def _engines(engines: Iterable[EngineFacts]) -> list[Family]:
         ),
         _gauge("engine_worker_pid", "Process id of the worker.", [(key, one.pid) for key, one in by]),
         _counter("engine_restarts", "Restarts of the worker.", [(key, one.restarts) for key, one in by]),
+        _gauge("engine_placement", "Where an engine stands with a model that has several.", placed),
+        _gauge(
+            "engine_golden_input_seconds",
+            "The engine's time for one golden input, when it proved the model.",
+            [(key, _seconds(one.latency_us)) for key, one in by],
+        ),
     ]
 
 

@@ -16,9 +16,9 @@ from typing import TypeVar
 from edged.domain import Array
 from edged.engines.client import WorkerAway
 from edged.engines.life import Job, WorkerLife, WorkerSpec
-from edged.errors import EngineCrashed, EngineError, EngineLost
+from edged.errors import EngineAway, EngineCrashed, EngineError, EngineLost
 from edged.ports import Inference
-from edged.status import EngineFacts
+from edged.status import DecisionFacts, EngineFacts
 from edged.supervisor import Budget, Event, State, Supervisor
 
 log = logging.getLogger(__name__)
@@ -27,17 +27,28 @@ T = TypeVar("T")
 
 
 class WorkerEngine:
-    """Implements ``edged.ports.Engine``. ``patience_s``: how long a call waits for a worker, None for ever."""
+    """Implements ``edged.ports.Engine``. ``patience_s``: how long a call waits for a worker, None for ever.
+
+    ``on_change`` hears of every worker that is ready (True) or lost (False, and why), before any call can.
+    """
 
     def __init__(
-        self, spec: WorkerSpec, job: Job, *, budget: Budget | None = None, patience_s: float | None = None
+        self,
+        spec: WorkerSpec,
+        job: Job,
+        *,
+        budget: Budget | None = None,
+        patience_s: float | None = None,
+        on_change: Callable[[bool, str], None] = lambda _, __: None,
     ) -> None:
         self.name = spec.engine
         self.max_batch = job.max_batch
+        self.decisions: tuple[DecisionFacts, ...] = ()  # there is nothing to choose
         self.crashes = 0  # workers that were lost by their own doing
         self._spec = spec
         self._job = job
         self._patience_s = patience_s
+        self._on_change = on_change
         self._supervisor = Supervisor(budget)
         self._life: WorkerLife | None = None
         self._error: EngineError | None = None
@@ -79,11 +90,21 @@ class WorkerEngine:
             self._ready.set()  # whoever still waits for a worker learns that there will be none
             log.info("engine stopped", extra=self._extra())
 
+    @property
+    def stands(self) -> bool:
+        """Whether a call would find a worker now."""
+        return self._life is not None and self._ready.is_set()
+
     async def wait_ready(self) -> None:
         """Return once the first worker is ready. Raises EngineError if it could not be started or load the model."""
         await self._tried.wait()
         if self._error is not None and not self._ready.is_set():
             raise self._error
+
+    @property
+    def restarts(self) -> int:
+        """Workers that replaced another one."""
+        return self._supervisor.restarts
 
     def facts(self) -> EngineFacts:
         """The engine in ``edged status``."""
@@ -103,10 +124,13 @@ class WorkerEngine:
             restarts=self._supervisor.restarts,
         )
 
+    def all_facts(self) -> tuple[EngineFacts, ...]:
+        """Every engine that the model may run on: this one."""
+        return (self.facts(),)
+
     def oldest_pending_ns(self) -> int | None:
         """Since when the worker is at its present call (CLOCK_BOOTTIME), None when it has none."""
-        ready = self._life is not None and self._ready.is_set()
-        return self._life.client.oldest_pending_ns() if ready and self._life else None
+        return self._life.client.oldest_pending_ns() if self._life and self.stands else None
 
     async def _live(self) -> EngineError:
         """One worker from start to end. Returns why it ended."""
@@ -117,11 +141,13 @@ class WorkerEngine:
             self._tell_ready(life)
             self._ready.set()
             self._tried.set()
+            self._on_change(True, "")
             why = EngineLost(f"the worker {await life.watch()}")
         except EngineError as reason:
             why = reason
         finally:
             self._ready.clear()
+            self._on_change(False, str(why or "it was stopped"))
             if why is None:
                 self._move(Event.STOP)
             error = await life.end(why)
@@ -143,16 +169,16 @@ class WorkerEngine:
             return answer
 
     async def _standing(self) -> WorkerLife:
-        """The worker that is ready. Raises EngineLost when patience ends first."""
-        while self._life is None or not self._ready.is_set():
+        """The worker that is ready. Raises EngineAway when patience ends first."""
+        while self._life is None or not self.stands:
             if self._over:
-                raise EngineLost("the engine was stopped")
+                raise EngineAway("the engine was stopped")
             try:
                 async with asyncio.timeout(self._patience_s):
                     await self._ready.wait()
             except TimeoutError:
                 reason = self._supervisor.reason or self._supervisor.state.value
-                raise EngineLost(f"no worker became ready within {self._patience_s:g} s: {reason}") from None
+                raise EngineAway(f"no worker became ready within {self._patience_s:g} s: {reason}") from None
         return self._life
 
     def _move(self, event: Event) -> None:

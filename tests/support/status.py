@@ -9,6 +9,7 @@ import msgspec
 
 from edged.status import (
     BufferFacts,
+    DecisionFacts,
     EngineFacts,
     LatestResult,
     LinkFacts,
@@ -38,6 +39,8 @@ FULL = Status(
             plan="window-unrolled",
             pid=102,
             restarts=122,
+            placement="serving",
+            latency_us=316.0,
         ),
         EngineFacts(
             name="event",
@@ -48,6 +51,8 @@ FULL = Status(
             plan="sparse",
             pid=104,
             restarts=105,
+            placement="resting",
+            latency_us=317.0,
         ),
     ),
     models=(
@@ -88,6 +93,14 @@ FULL = Status(
                     in_flight=115,
                     state="waiting",
                     reason="the folder is gone",
+                ),
+            ),
+            decisions=(
+                DecisionFacts(
+                    wall_time="2026-11-23T07:14:09Z",
+                    engine="tensorrt",
+                    act="serve",
+                    reason="it may do better",
                 ),
             ),
         ),

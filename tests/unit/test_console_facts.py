@@ -16,7 +16,7 @@ from edged.buffer import journal
 from edged.console import figures, metrics, page, terminal
 from edged.console.figures import Tone
 from edged.domain import Kind
-from edged.status import EngineFacts, LatestResult, Status
+from edged.status import DecisionFacts, EngineFacts, LatestResult, Status
 from tests.support.status import FULL, leaves, unset
 
 # For a person some facts are put in other words. Everything else must appear as it is.
@@ -27,6 +27,7 @@ WORDED = {
     "models.digest": "5f1c5f1c5f1c",  # the first 12 digits; /status and /metrics have all
     "latest.wall_time": "2026-11-21 23:59:58 UTC",
     "link.wall_time": "2026-11-20 01:02:03 UTC",
+    "pipelines.decisions.wall_time": "07:14:09",
 }
 # What is text for a person, and not a series: of these /metrics shows how many there are.
 NOT_MEASURED = {
@@ -35,6 +36,7 @@ NOT_MEASURED = {
     "models.reason",
     "models.trial",
     "pipelines.sources.reason",
+    *(f"pipelines.decisions.{name}" for name in DecisionFacts.__struct_fields__),
     "buffer.reason",
     "link.reason",
     "link.streams.reason",

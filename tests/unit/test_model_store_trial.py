@@ -187,7 +187,7 @@ FAULTS = Path(__file__).parents[1] / "support" / "fault_engine.py"
 
 def recipe(tmp_path: Path, *, patient: bool = False, crashes: int | None = CRASHES) -> Recipe:
     spec = WorkerSpec("fault", engine_file=FAULTS, load_deadline_s=10.0)
-    return Recipe(spec, max_batch=2, cache_dir=tmp_path / "cache", patient=patient, crashes=crashes)
+    return Recipe((spec,), max_batch=2, cache_dir=tmp_path / "cache", patient=patient, crashes=crashes)
 
 
 @pytest.mark.parametrize(("act", "error", "match"), [
