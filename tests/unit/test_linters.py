@@ -150,8 +150,8 @@ def test_the_worker_imports_nothing_newer_than_python_3_8_has() -> None:
 
 
 def _sdk_files() -> list[Path]:
-    """The file of each engine, which imports that engine's SDK and runs where the SDK does."""
-    return tracked("edged/engines/worker/onnxruntime.py")
+    """The files of each engine, which import that engine's SDK and run where the SDK does."""
+    return tracked("edged/engines/worker/onnxruntime.py", "edged/engines/worker/lava/*.py")
 
 
 def test_the_daemon_loads_no_sdk() -> None:

@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[2]
 ENGINES = ROOT / "edged" / "engines"
 SHARED = [ROOT / "edged" / "__init__.py", *(ENGINES / f"{n}.py" for n in ("__init__", "wire", "wire_json", "layout"))]
 WORKER = sorted((ENGINES / "worker").rglob("*.py"))
+LAVA = ENGINES / "worker" / "lava"  # runs on 3.10, where Lava does; its files keep to the syntax of 3.8 all the same
+LAVA_IMPORTS = {"lava", "numpy", "onnx", "scipy"}
 SDKS = {"onnxruntime.py": "onnxruntime"}
 NUMPY = {"arrays.py", *SDKS}  # the core runs without
 OURS = ("edged.engines.wire", "edged.engines.wire_json", "edged.engines.layout", "edged.engines.worker")
@@ -45,7 +47,9 @@ def test_the_syntax_is_that_of_3_8(path: Path) -> None:
 def test_the_imports_are_those_of_a_worker(path: Path) -> None:
     for name in _imports(tree(path)):
         top = name.partition(".")[0]
-        if top == "edged":
+        if path.parent == LAVA:
+            assert top in LAVA_IMPORTS | sys.stdlib_module_names or name.startswith((*OURS, "edged.bundle.graph")), name
+        elif top == "edged":
             assert name.startswith(OURS), name
         elif top == "numpy":
             assert path.name in NUMPY

@@ -23,7 +23,10 @@ from edged.engines.wire import Exit
 from edged.engines.worker.engine import Engine
 from edged.engines.worker.serve import Server
 
-ENGINES = {"onnxruntime": "edged.engines.worker.onnxruntime"}  # each module has a class ``Engine``
+ENGINES = {  # each module has a class ``Engine``
+    "onnxruntime": "edged.engines.worker.onnxruntime",
+    "lava": "edged.engines.worker.lava.cpu",
+}
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 OOM_SCORE = "500"  # when memory runs out the kernel is to take a worker, never the daemon
 

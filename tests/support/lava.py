@@ -1,0 +1,191 @@
+"""Lava in tests: its interpreter, networks that it can run, and a run of many of them in one process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from edged.bundle.graph.builder import StepBuilder, StepGraph
+from edged.bundle.graph.spec import GraphSpec, ReadoutKind
+from tests.support.parts import missing
+from tests.support.tree import ROOT
+
+PYTHON = ROOT / ".venv-lava" / "bin" / "python"
+GRID = 64  # weights are multiples of 1/64, inputs of 1/16: sums are exact in float32 and float64
+DECAYS = (0.5, 0.75, 1.0)
+READOUTS: tuple[ReadoutKind, ...] = ("mean", "sum", "last", "max", "first_spike")
+
+
+def lava_python() -> str:
+    """Lava's interpreter; skips the test where scripts/test could not make its environment, and fails it in CI."""
+    if not PYTHON.exists():
+        missing("Lava", f"no {PYTHON.relative_to(ROOT)}: scripts/test makes it where there is a Python 3.10")
+    return str(PYTHON)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A graph, how it is run, and windows to run: (N, …) for each input, as the model sees one sample."""
+
+    model: onnx.ModelProto
+    spec: GraphSpec
+    inputs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What Lava gave: scores (N, classes), spikes of each population by emission (N, size), or why it refused."""
+
+    scores: Any
+    spikes: dict[str, Any]
+    refusal: str = ""
+
+
+def manifest_of(spec: GraphSpec) -> dict[str, Any]:
+    """The part of a manifest that the Lava worker reads."""
+    return {
+        "timesteps": spec.timesteps,
+        "inputs": [
+            {"name": i.name, "shape": i.shape, "time": "sequence" if i.sequence else "constant"} for i in spec.inputs
+        ],
+        "states": [{"in": s.input, "out": s.output, "shape": s.shape, "neuron": s.neuron} for s in spec.states],
+        "output": {"name": spec.output, "classes": spec.classes},
+        "readout": {
+            "kind": spec.readout.kind,
+            "window": {"start": spec.readout.start, "stop": spec.readout.stop},
+        },
+    }
+
+
+def run_lava(folder: Path, cases: list[Case], engine: str = "cpu") -> list[Result]:
+    """Run every case on one of Lava's engines (cpu, cpu_fixed, sim)."""
+    for number, case in enumerate(cases):
+        place = folder / f"{number:03}"
+        place.mkdir(parents=True, exist_ok=True)
+        onnx.save_model(case.model, str(place / "step.onnx"))
+        (place / "manifest.json").write_text(json.dumps(manifest_of(case.spec)))
+        golden: dict[str, Any] = {"free.input": next(iter(case.inputs.values()))}
+        np.savez(place / "golden.npz", **golden)
+        np.savez(place / "inputs.npz", **case.inputs)
+    command = [lava_python(), "-m", "tests.support.lava_probe", str(folder), engine]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return [_result(folder / f"{number:03}") for number in range(len(cases))]
+
+
+def _result(place: Path) -> Result:
+    if (place / "refusal.txt").exists():
+        return Result(None, {}, (place / "refusal.txt").read_text())
+    with np.load(place / "result.npz") as found:
+        spikes = {name[len("spikes:") :]: found[name] for name in found.files if name.startswith("spikes:")}
+        return Result(found["scores"], spikes)
+
+
+def random_case(seed: int) -> Case:
+    """A network of what Lava has: images or vectors, pooling, residual adds, recurrence, delays, all resets."""
+    rng = np.random.default_rng(seed)
+    steps = int(rng.integers(2, 7))
+    builder = StepBuilder("random")
+    shape: tuple[int, ...] = [(5,), (2, 6, 6), (1, 4, 4)][int(rng.integers(3))]
+    sequence = bool(rng.integers(2))
+    x = builder.input("x", shape, sequence=sequence)
+    if len(shape) == 3:
+        x, shape = _image_layers(builder, rng, x, shape)
+    width, x = shape[0], x
+    for _ in range(int(rng.integers(1, 4))):
+        x, width = _dense_layer(builder, rng, x, width)
+    classes = int(rng.integers(1, 5))
+    y = builder.node("Gemm", x, _weights(builder, rng, (width, classes)), _weights(builder, rng, (classes,)))
+    kind = ["", "LI", "CubaLI"][int(rng.integers(3))]
+    y = builder.neuron(kind, y, (classes,), **_parameters(kind, rng, ())) if kind else y
+    graph = builder.build(y, classes)
+    start = int(rng.integers(0, steps))
+    spec = graph.spec(steps, READOUTS[seed % 5], (start, int(rng.integers(start + 1, steps + 1))))
+    return Case(graph.model, spec, {"x": windows(graph, steps, 3, rng)})
+
+
+def windows(graph: StepGraph, steps: int, count: int, rng: np.random.Generator) -> Any:
+    """Windows of the graph's one input, on the grid."""
+    entry = graph.inputs[0]
+    time = (steps,) if entry.sequence else ()
+    return (rng.integers(0, 17, (count, *time, *entry.shape)) / 16).astype(np.float32)
+
+
+def _image_layers(
+    builder: StepBuilder, rng: np.random.Generator, x: str, shape: tuple[int, ...]
+) -> tuple[str, tuple[int, ...]]:
+    for _ in range(int(rng.integers(1, 3))):
+        channels = int(rng.integers(1, 4))
+        kernel, stride = int(rng.integers(1, 4)), int(rng.integers(1, 3))
+        pad = kernel // 2
+        weights = _weights(builder, rng, (channels, shape[0], kernel, kernel))
+        x = builder.node(
+            "Conv", x, weights, _weights(builder, rng, (channels,)), pads=[pad] * 4, strides=[stride, stride]
+        )
+        extents = [(extent + 2 * pad - kernel) // stride + 1 for extent in shape[1:]]
+        shape = (channels, *extents)
+        x = _neuron(builder, rng, x, shape)
+        if rng.integers(2) and min(shape[1:]) >= 2:
+            x = builder.node("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2])
+            shape = (channels, shape[1] // 2, shape[2] // 2)
+    return builder.node("Flatten", x), (int(np.prod(shape)),)
+
+
+def _dense_layer(builder: StepBuilder, rng: np.random.Generator, x: str, width: int) -> tuple[str, int]:
+    size = int(rng.integers(1, 7))
+    current = builder.node("Gemm", x, _weights(builder, rng, (width, size)), _weights(builder, rng, (size,)))
+    past = ""
+    if rng.integers(2):  # recurrence of one layer
+        past = builder.state(f"past{current}", (size,))
+        back = builder.node("MatMul", past, _weights(builder, rng, (size, size)))
+        current = builder.node("Add", current, back)
+    spikes = _neuron(builder, rng, current, (size,))
+    if past:
+        builder.update(past, spikes)
+    if rng.integers(2):
+        late = builder.neuron("Delay", spikes, (size,), w=np.eye(4)[:, rng.integers(0, 4, size)])
+        spikes = builder.node("Add", late, spikes) if rng.integers(2) else late
+    if rng.integers(2):  # a residual connection around one layer
+        inner = builder.node("Gemm", spikes, _weights(builder, rng, (size, size)), _weights(builder, rng, (size,)))
+        spikes = builder.node("Add", _neuron(builder, rng, inner, (size,)), spikes)
+    return spikes, size
+
+
+def _neuron(builder: StepBuilder, rng: np.random.Generator, current: str, shape: tuple[int, ...]) -> str:
+    op = ["IF", "IFZ", "LIF", "LIFZ", "CubaLIFZ", "Threshold"][int(rng.integers(6))]
+    wide = (shape[0], *(1 for _ in shape[1:])) if rng.integers(2) else ()
+    return builder.neuron(op, current, shape, **_parameters(op, rng, wide))
+
+
+def _parameters(op: str, rng: np.random.Generator, wide: tuple[int, ...]) -> dict[str, Any]:
+    made = {
+        "v_th": rng.integers(GRID // 2, 2 * GRID, wide) / np.float32(GRID),
+        "v_sub": rng.integers(1, 2 * GRID, wide) / np.float32(GRID),
+        "v_reset": rng.integers(-GRID, GRID // 2, wide) / np.float32(GRID),
+        "decay": rng.choice(DECAYS, wide),
+        "bias": rng.integers(-8, 8, wide) / np.float32(GRID),
+        "c_decay": rng.choice(DECAYS[:2], wide),
+        "c_gain": rng.choice((0.5, 1.0, 2.0), wide),
+        "gain": rng.choice((0.5, 1.0), wide),
+    }
+    names = {
+        "IF": ("v_th", "v_sub"),
+        "IFZ": ("v_th", "v_reset"),
+        "LIF": ("decay", "bias", "v_th", "v_sub"),
+        "LIFZ": ("decay", "bias", "v_th", "v_reset"),
+        "CubaLIFZ": ("c_decay", "c_gain", "decay", "bias", "gain", "v_th", "v_reset"),
+        "Threshold": ("v_th",),
+        "LI": ("decay", "bias"),
+        "CubaLI": ("c_decay", "c_gain", "decay", "bias", "gain"),
+    }
+    return {name: made[name] for name in names[op]}
+
+
+def _weights(builder: StepBuilder, rng: np.random.Generator, shape: tuple[int, ...]) -> str:
+    return builder.constant(rng.integers(-GRID, GRID + 1, shape) / np.float32(GRID))
