@@ -5,6 +5,7 @@ Batches bound the memory; nothing is kept but what is asked for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,10 +13,8 @@ import onnx
 
 from cloud_sync.convert.emit import emit
 from cloud_sync.convert.network import Floats, Network
-from cloud_sync.convert.runtime import Runtime
+from cloud_sync.convert.runtime import Runtime, batch_size
 from edged.bundle.graph.builder import StepBuilder
-
-_BATCH = 256
 
 
 def build(network: Network) -> onnx.ModelProto:
@@ -34,12 +33,13 @@ def value_name(index: int) -> str:
 
 
 class Ann:
-    """One network in a session. ``run`` takes samples (N, *input_shape)."""
+    """One network in a session; ``batch`` samples (N, *input_shape) run at once."""
 
     def __init__(self, network: Network) -> None:
         self._names = {layer.output: value_name(index) for index, layer in enumerate(network.layers)}
         self._names[network.input] = "ann.input"
         self._output = network.output
+        self.batch = batch_size(sum(math.prod(layer.shape) for layer in network.layers))
         self._runtime = Runtime(build(network), list(self._names.values()))
 
     def logits(self, samples: Floats) -> Floats:
@@ -50,7 +50,7 @@ class Ann:
         """Any values of the network, each (N, *shape)."""
         names = [self._names[value] for value in values]
         parts = [
-            self._runtime.run({"ann.input": samples[start : start + _BATCH]}, names)
-            for start in range(0, len(samples), _BATCH)
+            self._runtime.run({"ann.input": samples[start : start + self.batch]}, names)
+            for start in range(0, len(samples), self.batch)
         ]
         return [np.concatenate(part) for part in zip(*parts, strict=True)]

@@ -5,6 +5,7 @@ Both run on stock ONNX Runtime; the spiking network as its canonical step graph,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,10 +16,8 @@ from cloud_sync.convert.ann import Ann
 from cloud_sync.convert.network import Floats, Network
 from cloud_sync.convert.operations import LayerCounter, SynapticOperations
 from cloud_sync.convert.progress import Progress, Say, silent
-from cloud_sync.convert.runtime import Runtime
+from cloud_sync.convert.runtime import Runtime, batch_size
 from cloud_sync.convert.step import SpikingNetwork
-
-_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +63,7 @@ def run_ann(network: Network, samples: Floats) -> Activity:
     weighted = list(network.weighted())
     meter = _Meter([LayerCounter(made, network.shape(layer.inputs[0]), layer.shape) for layer, made in weighted])
     watched = [*(layer.inputs[0] for layer, _ in weighted), *(relu.output for relu in network.relus())]
-    for batch in _batches(samples):
+    for batch in _batches(samples, ann.batch):
         scores, *values = ann.values(batch, [network.output, *watched])
         meter.see(values)
         meter.keep(scores)
@@ -82,8 +81,11 @@ def run_spiking(spiking: SpikingNetwork, samples: Floats, steps: int, say: Say =
     watched = [*(s.source for s in spiking.synapses), *(n.spikes for n in spiking.neurons)]
     runtime = Runtime(graph.model, sorted(set(watched)))
     fetches = [graph.output, *(state.output for state in graph.states), *watched]
+    numbers = sum(math.prod(s.source_shape) for s in spiking.synapses) + sum(
+        math.prod(n.shape) for n in spiking.neurons
+    )
     progress, done = Progress(say, f"images through {steps} steps", len(samples)), 0
-    for batch in _batches(samples):
+    for batch in _batches(samples, batch_size(numbers)):
         feeds = {state.input: np.zeros((len(batch), *state.shape), np.float32) for state in graph.states}
         total = np.zeros((len(batch), graph.classes), np.float32)
         for step in range(steps):
@@ -98,8 +100,8 @@ def run_spiking(spiking: SpikingNetwork, samples: Floats, steps: int, say: Say =
     return meter.activity()
 
 
-def _batches(samples: Floats) -> Iterator[Floats]:
-    return (samples[start : start + _BATCH] for start in range(0, len(samples), _BATCH))
+def _batches(samples: Floats, size: int) -> Iterator[Floats]:
+    return (samples[start : start + size] for start in range(0, len(samples), size))
 
 
 def accuracy(scores: Floats, labels: NDArray[np.int64]) -> float:

@@ -8,6 +8,14 @@ import onnx
 
 from cloud_sync.convert.network import Floats
 
+_BATCH = 256
+_NUMBERS = 1 << 26  # 256 MiB of activations at a time: an image of a large network has millions
+
+
+def batch_size(numbers: int) -> int:
+    """How many samples to run at once where one brings so many numbers to look at."""
+    return max(1, min(_BATCH, _NUMBERS // max(1, numbers)))
+
 
 class Runtime:
     """A session of a model whose inner ``taps`` can be fetched too. Inputs and outputs are (B, …) float32."""

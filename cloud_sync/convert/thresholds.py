@@ -9,17 +9,19 @@ the best one depends on T and the search is redone for each T.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloud_sync.convert.ann import Ann
-from cloud_sync.convert.network import Floats, Network, Relu
+from cloud_sync.convert.network import Floats, Layer, Network, Relu
 
 Doubles = NDArray[np.float64]
 
 _FRACTIONS = np.linspace(0.2, 1.0, 41)  # of the largest activation seen; 2 % steps lose nothing measurable
+_MOST = 1 << 24  # activations of a layer that are looked at: more take minutes and move θ by less than its rounding
+_AT_ONCE = 1 << 26  # that are kept in memory: 256 MiB
 _QUIET = 1e-3  # a channel that hardly ever fires gets this share of its layer's peak: θ must not be zero
 _MANTISSA_BITS = 8  # θ keeps so many: the last bits of another CPU's sums must not change the model
 
@@ -31,21 +33,57 @@ def calibrate(
     ann = Ann(network)
     found: dict[str, Floats] = {}
     layers = list(network.relus())
-    for relu in layers:
-        upper = relu.operation.upper if isinstance(relu.operation, Relu) else math.inf
-        found[relu.output] = thresholds(ann.values(samples, [relu.inputs[0]])[0], timesteps, upper)
-        say(f"  T = {timesteps}: thresholds of layer {len(found)} of {len(layers)}")
+    for group in _groups(layers, len(samples)):
+        for relu, (seen, peaks) in zip(group, _activations(ann, group, samples), strict=True):
+            upper = relu.operation.upper if isinstance(relu.operation, Relu) else math.inf
+            found[relu.output] = thresholds(seen, timesteps, upper, peaks)
+            say(f"  T = {timesteps}: thresholds of layer {len(found)} of {len(layers)}")
     return found
 
 
-def thresholds(activations: Floats, timesteps: int, upper: float = math.inf) -> Floats:
+def _groups(layers: list[Layer], samples: int) -> Iterator[list[Layer]]:
+    """Layers whose activations are kept at the same time: each group costs a run of the whole network."""
+    group: list[Layer] = []
+    kept = 0
+    for layer in layers:
+        size = samples * math.prod(layer.shape)
+        size //= _every(layer, samples)
+        if group and kept + size > _AT_ONCE:
+            yield group
+            group, kept = [], 0
+        group.append(layer)
+        kept += size
+    yield group
+
+
+def _activations(ann: Ann, group: list[Layer], samples: Floats) -> list[tuple[Floats, Floats]]:
+    """Of each layer the pre-activations (K, C), or an even choice of them, and the largest of all (C,)."""
+    seen: list[list[Floats]] = [[] for _ in group]
+    peaks = [np.full(layer.shape[0], -np.inf, np.float32) for layer in group]
+    for start in range(0, len(samples), ann.batch):
+        values = ann.values(samples[start : start + ann.batch], [layer.inputs[0] for layer in group])
+        for index, (layer, value) in enumerate(zip(group, values, strict=True)):
+            rows = np.moveaxis(value, 1, -1).reshape(-1, value.shape[1])
+            peaks[index] = np.maximum(peaks[index], rows.max(axis=0))
+            seen[index].append(np.array(rows[:: _every(layer, len(samples))]))
+    return [(np.concatenate(rows), peak) for rows, peak in zip(seen, peaks, strict=True)]
+
+
+def _every(layer: Layer, samples: int) -> int:
+    """Which share of a layer's activations is looked at: all of a small network, each n-th of a large one."""
+    return -(-samples * math.prod(layer.shape) // _MOST)
+
+
+def thresholds(activations: Floats, timesteps: int, upper: float = math.inf, largest: Floats | None = None) -> Floats:
     """θ (C,) for pre-activations (N, C, …) that are cut off at ``upper`` (ReLU6: 6).
 
-    No θ is above ``upper``, so T spikes of θ in T steps never stand for more.
+    ``largest`` (C,) are the peaks where ``activations`` are only some of them. No θ is above ``upper``, so T spikes of
+    θ in T steps never stand for more.
     """
     activations = np.minimum(activations, np.float32(upper))
     channels = np.moveaxis(activations, 1, 0).reshape(activations.shape[1], -1)
-    peaks = np.maximum(channels.max(axis=1).astype(np.float64), 0)
+    highest = channels.max(axis=1) if largest is None else np.minimum(largest, np.float32(upper))
+    peaks = np.maximum(highest.astype(np.float64), 0)
     peaks = np.maximum(peaks, _QUIET * (peaks.max() or 1.0))
     # channel by channel: float64 copies of a whole layer would be the largest thing in memory
     best = np.array([_best(one, peak, timesteps) for one, peak in zip(channels, peaks, strict=True)])

@@ -7,6 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloud_sync.convert import runtime
+from cloud_sync.convert import thresholds as module
+from cloud_sync.convert.ann import Ann
 from cloud_sync.convert.fold import fold
 from cloud_sync.convert.load import network
 from cloud_sync.convert.thresholds import calibrate, staircase, thresholds
@@ -82,3 +85,35 @@ def test_every_relu_gets_one_threshold_for_each_of_its_channels() -> None:
     assert {value: len(array) for value, array in theta.items()} == {
         relu.output: relu.shape[0] for relu in found.relus()
     }
+
+
+def _calibrated() -> dict[str, np.ndarray]:
+    return calibrate(fold(network(anns.residual())), anns.images(300), 8)
+
+
+def test_a_large_network_is_calibrated_in_several_runs_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = _calibrated()
+    monkeypatch.setattr(module, "_AT_ONCE", 1)
+    monkeypatch.setattr(runtime, "_NUMBERS", 5000)  # some samples at a time
+    assert Ann(fold(network(anns.residual()))).batch < 10
+    parts = _calibrated()
+    assert parts.keys() == whole.keys()
+    for value, theta in whole.items():
+        # another size of a batch may sum in another order, and a last bit decide between two thresholds
+        np.testing.assert_allclose(parts[value], theta, rtol=0.03)
+
+
+def test_an_even_choice_of_activations_gives_about_the_same_thresholds(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = _calibrated()
+    monkeypatch.setattr(module, "_MOST", 20_000)
+    some = _calibrated()
+    ratios = np.concatenate([some[value] / theta for value, theta in whole.items()])
+    assert (ratios != 1).any()  # fewer were looked at
+    assert np.median(np.abs(ratios - 1)) < 0.05
+    rare = np.zeros((64, 1), np.float32)
+    assert thresholds(rare, 4, largest=np.array([10.0], np.float32)) >= 2.0  # peaks are those of all activations
+
+
+@pytest.mark.parametrize(("numbers", "expected"), [(1, 256), (1 << 18, 256), (1 << 20, 64), (1 << 40, 1)])
+def test_as_many_samples_run_at_once_as_memory_allows(numbers: int, expected: int) -> None:
+    assert runtime.batch_size(numbers) == expected
