@@ -45,6 +45,12 @@ class EngineError(EdgedError):
     code = "engine"
 
 
+class EngineRefused(EngineError):
+    """The engine can never run this model: a node that it does not have, a size that it does not take."""
+
+    code = "engine-refused"
+
+
 class EngineLost(EngineError):
     """The engine's worker crashed, hung past its deadline, or spoke nonsense; its frames may be tried once more."""
 

@@ -23,6 +23,7 @@ from edged.engines.layout import SLOTS, Role
 from edged.engines.memory import READOUT, SharedMemory
 from edged.engines.wire import (
     MAX_PACKET,
+    REFUSED,
     RUN,
     VERSIONS,
     Conversation,
@@ -39,7 +40,7 @@ from edged.engines.wire import (
     parse_done,
 )
 from edged.engines.wire_json import WireError, encode_object
-from edged.errors import EngineError, EngineLost
+from edged.errors import EngineError, EngineLost, EngineRefused
 from edged.ports import Inference
 
 HUNG_UP = "closed its socket"  # how the death of a worker looks from here
@@ -294,7 +295,8 @@ class WorkerClient:
 
     def _failed(self, message: Message, error: Error) -> None:
         if not self._loaded.done():
-            _fail(self._loaded, EngineError(f"cannot load the model: {error.message}"))
+            kind = EngineRefused if error.code == REFUSED else EngineError
+            _fail(self._loaded, kind(f"cannot load the model: {error.message}"))
         elif error.about == "engine":
             self._lose(f"reported that it broke: {error.message}")
         else:

@@ -170,7 +170,7 @@ class WorkerLife:
     def _explain(self, error: EngineError, *, own_doing: bool) -> EngineError:
         assert self._process is not None
         ending, words = self._process.ending(), self._process.said.rpartition("\n")[2][-LAST_WORDS:]
-        if type(error) is EngineError:  # the worker said why itself
+        if not isinstance(error, EngineLost):  # the worker said why itself
             return error
         parts = [error.message.replace(HUNG_UP, ending) if ending and HUNG_UP in error.message else error.message]
         parts += [f"it {ending}"] if ending and ending not in parts[0] else []

@@ -24,7 +24,7 @@ import msgspec
 from edged.domain import Array
 from edged.engines.engine import WorkerEngine
 from edged.engines.life import Job, WorkerSpec
-from edged.errors import EdgedError, EngineAway, EngineError, EngineLost
+from edged.errors import EdgedError, EngineAway, EngineError, EngineLost, EngineRefused
 from edged.placement import Act, Decision, Event, Placement, Site, State
 from edged.ports import Inference
 from edged.status import DecisionFacts, EngineFacts
@@ -198,7 +198,7 @@ class PlacedEngine:
             latency_us = await self._examine(engine)
         except EdgedError as error:
             self._errors[name] = error
-            may_heal = isinstance(error, EngineError)
+            may_heal = isinstance(error, EngineError) and not isinstance(error, EngineRefused)
             self._tell(name, Event.FAIL if may_heal else Event.REFUSE, str(error))
             self._retire(name, tasks)
         else:

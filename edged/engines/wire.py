@@ -22,6 +22,7 @@ MAGIC = b"edgw"
 HEADER = struct.Struct("<4sHHII")  # magic, protocol version, kind, call, length of the body
 RUN = struct.Struct("<HH")  # INFER, STEP: slot, batch
 DONE = struct.Struct("<Q")  # nanoseconds the engine ran
+REFUSED = "refused"  # code of an ERROR: the engine can never run this model
 MAX_PACKET = 128 * 1024  # LOAD with 600 tensors; fits a socket's default send buffer of 208 KiB
 
 

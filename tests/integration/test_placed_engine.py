@@ -17,7 +17,7 @@ import pytest
 from edged.engines.engine import WorkerEngine
 from edged.engines.life import Job, WorkerSpec
 from edged.engines.placed import Examine, PlacedEngine
-from edged.errors import BundleError, EngineError, EngineLost
+from edged.errors import BundleError, EngineError, EngineLost, EngineRefused
 from edged.placement import Patience, Placement, State
 from edged.supervisor import Budget
 from tests.support import fault_engine
@@ -186,6 +186,15 @@ def test_where_no_engine_takes_the_model_each_one_says_why(tmp_path: Path) -> No
         with pytest.raises(BundleError, match="first: first is wrong; second: second is wrong"):
             async with placed(make_job(tmp_path), FIRST, SECOND, examine=refuse):
                 pass
+
+    asyncio.run(main())
+
+
+def test_an_engine_that_refuses_the_model_is_not_asked_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        with pytest.raises(EngineRefused, match="node mul_3"):
+            async with placed(make_job(tmp_path / "load-refuse"), FIRST, SECOND):
+                pass  # patience is for what may heal
 
     asyncio.run(main())
 

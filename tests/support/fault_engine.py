@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 from edged.engines.layout import Role
 from edged.engines.wire import DONE, HEADER, MAGIC, Kind, Load
-from edged.engines.worker.engine import FrameFailed
+from edged.engines.worker.engine import FrameFailed, ModelRefused
 
 LEAK = 256 << 20
 HOARD: list[object] = []  # what it leaks
@@ -80,6 +80,10 @@ def _engine() -> None:
     raise RuntimeError("the device fell off the bus")
 
 
+def _refuse() -> None:
+    raise ModelRefused("node mul_3: a product of two tensors is not a synapse")
+
+
 ACTS: dict[float, tuple[str, Callable[[], None]]] = {
     1001.0: ("segfault", _segfault),
     1002.0: ("exit", lambda: os._exit(9)),
@@ -94,6 +98,7 @@ ACTS: dict[float, tuple[str, Callable[[], None]]] = {
     1011.0: ("frame", _frame),
     1012.0: ("engine", _engine),
     1013.0: ("children", _children),
+    1014.0: ("refuse", _refuse),
 }
 
 

@@ -17,6 +17,10 @@ class FrameFailed(Exception):
     """This input failed, and the engine still stands. Any other exception of a call means that it does not."""
 
 
+class ModelRefused(Exception):
+    """This engine cannot run this model, now or later: says which node, and why. Raised while it loads."""
+
+
 class LoadedModel(Protocol):
     """A model that stands. A slot's inputs are written before a call, its outputs before the call returns."""
 

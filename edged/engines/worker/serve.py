@@ -18,6 +18,7 @@ import traceback
 from edged.engines.wire import (
     DONE,
     MAX_PACKET,
+    REFUSED,
     VERSIONS,
     Conversation,
     Error,
@@ -34,7 +35,7 @@ from edged.engines.wire import (
     parse_run,
 )
 from edged.engines.wire_json import WireError, encode_object
-from edged.engines.worker.engine import Engine, FrameFailed, LoadedModel
+from edged.engines.worker.engine import Engine, FrameFailed, LoadedModel, ModelRefused
 
 
 class Refused(Exception):
@@ -100,7 +101,7 @@ class Server:
             model = engine.load(load, memory, self._progress)
         except Exception as error:  # the worker's edge: whatever an SDK raises becomes one message
             traceback.print_exc()
-            self._send_error(0, "load", error, "engine")
+            self._send_error(0, REFUSED if isinstance(error, ModelRefused) else "load", error, "engine")
             return None
         self._send(Kind.LOADED, body=encode_object(Loaded(model.plan, model.timings)._asdict()))
         return model
