@@ -80,6 +80,7 @@ def write(
 ) -> tuple[Bundle, NirReport]:
     """Write the bundle to ``dest``, which must not exist. Raises BundleError; then nothing was written."""
     manifest = draft(made, entry, identity, readout)
+    said.check_draft(manifest)  # before the long work
     spec = said.graph_spec(manifest)
     model = check_step_graph(made.network.graph.model, spec)
     probe_batch(model, spec)

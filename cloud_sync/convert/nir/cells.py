@@ -91,6 +91,18 @@ def threshold(node: Node, shape: Shape, semantics: Semantics) -> Cell:
 
 def delay(node: Node, shape: Shape, semantics: Semantics) -> Cell:
     """Delay: each element comes τ later; τ must be whole steps."""
+    return _delayed(_steps(node, shape, semantics))
+
+
+def delay_in_cycle(node: Node, shape: Shape, semantics: Semantics) -> Cell:
+    """The same, short of the one step after which everybody sees what comes out."""
+    steps = _steps(node, shape, semantics)
+    if (steps < 1).any():
+        unfit("it is in a cycle and delays by less than a step", "remove it")
+    return _delayed(steps - 1)
+
+
+def _steps(node: Node, shape: Shape, semantics: Semantics) -> NDArray[np.int64]:
     steps = each(node, "delay", shape) / _dt(semantics)
     rounded = np.round(steps)
     if (np.abs(steps - rounded) > 1e-3).any() or (rounded < 0).any():
@@ -101,9 +113,13 @@ def delay(node: Node, shape: Shape, semantics: Semantics) -> Cell:
             f"a delay of {longest} steps for {rounded.size} elements",
             f"at most {MAX_DELAY} steps, {MAX_HISTORY} numbers",
         )
-    places = longest - rounded.astype(np.int64)
-    chosen = (np.arange(longest + 1).reshape(-1, *(1,) * len(shape)) == places).astype(np.float32)
-    return Cell("Delay", {"w": chosen}, shape)
+    return rounded.astype(np.int64)
+
+
+def _delayed(steps: NDArray[np.int64]) -> Cell:
+    longest = int(steps.max())
+    newest_last = np.arange(longest + 1).reshape(-1, *(1,) * steps.ndim)
+    return Cell("Delay", {"w": (newest_last == longest - steps).astype(np.float32)}, steps.shape)
 
 
 def _firing(

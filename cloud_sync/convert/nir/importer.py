@@ -18,10 +18,10 @@ from cloud_sync.convert.emit import emit
 from cloud_sync.convert.errors import ConversionError, Refusal, RefusedNodesError
 from cloud_sync.convert.network import Conv, Dense, Layer, Reshape
 from cloud_sync.convert.nir import pieces
-from cloud_sync.convert.nir.cells import CELLS, Cell
+from cloud_sync.convert.nir.cells import CELLS, Cell, delay_in_cycle
 from cloud_sync.convert.nir.fields import Doubles, UnfitError, check_known, numbers, unfit
 from cloud_sync.convert.nir.file import Graph, Node
-from cloud_sync.convert.nir.flat import THROUGH, Flat, flatten
+from cloud_sync.convert.nir.flat import THROUGH, Flat, cycles, flatten
 from cloud_sync.convert.nir.pieces import Handed, Pooled, Scaled, Shape, Weighted
 from cloud_sync.convert.nir.semantics import Semantics
 from cloud_sync.convert.step import Neurons, SpikingNetwork, Synapses
@@ -67,6 +67,7 @@ FIELDS: dict[str, set[str]] = {
     THROUGH: {"shape"},
     "Threshold": {"threshold"},
 }
+SPIKING = frozenset({"CubaLIF", "IF", "LIF", "Threshold"})
 
 
 def lower(graph: Graph, semantics: Semantics, *, sequence: bool = True, where: str = "the graph") -> SpikingNetwork:
@@ -74,12 +75,13 @@ def lower(graph: Graph, semantics: Semantics, *, sequence: bool = True, where: s
 
     ``sequence``: the input has a new value at each step. Raises RefusedNodesError, ConversionError.
     """
-    flat = flatten(graph)
+    late = frozenset(kind for kind in FIELDS if semantics.emission == "next" and kind in SPIKING)
+    flat = flatten(graph, late)
     refusals = _wiring(flat)
     made = _pieces(flat, semantics, refusals)
     if refusals:
         raise RefusedNodesError(where, refusals)
-    return _Writer(flat, made, semantics, sequence=sequence).write()
+    return _Writer(flat, made, sequence=sequence).write()
 
 
 def _wiring(flat: Flat) -> list[Refusal]:
@@ -104,17 +106,13 @@ def _wiring(flat: Flat) -> list[Refusal]:
 
 
 def _cycles(flat: Flat) -> list[Refusal]:
-    found = []
-    for cycle in flat.cycles:
-        kinds = {name: flat.nodes[name].kind for name in cycle}
-        delays = sorted(name for name, kind in kinds.items() if kind == "Delay")
-        if delays:
-            hint = "a cycle takes one step; remove the delay where it is one step"
-            found.append(Refusal(delays[0], "Delay", "it delays a cycle, which would take one step more", hint))
-        if not any(kind in CELLS and kind not in ("Delay", "Threshold") for kind in kinds.values()):
-            names = ", ".join(sorted(cycle))
-            found.append(Refusal(names, "cycle", "there is no neuron in it", "NIR gives such a loop no step of time"))
-    return found
+    """The cycles that no neuron and no delay gives a step of time."""
+    timeless = {name for name, node in flat.nodes.items() if node.kind not in CELLS or node.kind == "Threshold"}
+    reads = {name: list(flat.reads[name]) for name in flat.nodes if name in timeless}
+    return [
+        Refusal(", ".join(sorted(cycle)), "cycle", "there is no neuron in it", "NIR gives such a loop no step of time")
+        for cycle in cycles(reads)
+    ]
 
 
 def _pieces(flat: Flat, semantics: Semantics, refusals: list[Refusal]) -> dict[str, Piece]:
@@ -127,7 +125,7 @@ def _pieces(flat: Flat, semantics: Semantics, refusals: list[Refusal]) -> dict[s
             check_known(node, FIELDS[node.kind])
             shape = _incoming(flat, made, name)
             if shape is not None:
-                cell = CELLS.get(node.kind)
+                cell = delay_in_cycle if node.kind == "Delay" and name in flat.late else CELLS.get(node.kind)
                 made[name] = cell(node, shape, semantics) if cell else _STATELESS[node.kind](node, shape)
         except UnfitError as error:
             refusals.append(Refusal(name, node.kind, error.reason, error.hint))
@@ -158,32 +156,30 @@ def _incoming(flat: Flat, made: dict[str, Piece], name: str) -> Shape | None:
 
 
 class _Writer:
-    """Writes node after node. ``_now`` has the tensor of each node in this step, ``_past`` that of the step before."""
+    """Writes node after node. ``_made`` has the tensor that each node makes in this step, before any ``offset``."""
 
-    def __init__(self, flat: Flat, made: dict[str, Piece], semantics: Semantics, *, sequence: bool) -> None:
+    def __init__(self, flat: Flat, pieces: dict[str, Piece], *, sequence: bool) -> None:
         self._flat = flat
-        self._pieces = made
-        self._late = semantics.emission == "next"
+        self._pieces = pieces
         self._sequence = sequence
         self._builder = StepBuilder("nir")
-        self._now: dict[str, str] = {}
+        self._made: dict[str, str] = {}
+        self._states: dict[str, tuple[str, str]] = {}  # by its name: the state's tensor, the node that it remembers
         self._past: dict[str, str] = {}
-        self._states: dict[str, str] = {}
         self._folded = self._fold_gains()
         self._synapses: list[Synapses] = []
         self._neurons: list[Neurons] = []
 
     def write(self) -> SpikingNetwork:
         """Everything, in order; the states at the end, when all that they take is known."""
-        for name in self._flat.nodes:
-            self._now[name] = self._node(name)
-        for name, state in self._states.items():
-            self._builder.update(state, self._now[name])
+        for name in self._flat.order:
+            self._made[name] = self._node(name)
         out = next(name for name, node in self._flat.nodes.items() if node.kind == "Output")
-        y, shape = self._now[out], self._pieces[out].shape
-        classes = math.prod(shape)
+        y, shape = self._made[out], self._pieces[out].shape
         y = y if len(shape) == 1 else self._builder.node("Flatten", y, name=f"{out}/flat", axis=1)
-        graph = self._builder.build(y, classes, name="output" if out != "output" else "y")
+        for state, source in self._states.values():
+            self._builder.update(state, self._made.get(source, source))
+        graph = self._builder.build(y, math.prod(shape))
         analogue = "" if self._sequence else INPUT
         return SpikingNetwork(graph, tuple(self._synapses), tuple(self._neurons), analogue=analogue)
 
@@ -194,10 +190,8 @@ class _Writer:
             reads = self._flat.reads[name]
             if not isinstance(piece, Cell) or piece.gain is None or len(reads) != 1:
                 continue
-            before = self._pieces[reads[0]]
-            closes = (reads[0], name) in self._flat.back
-            if isinstance(before, Weighted) and self._flat.readers(reads[0]) == [name] and not closes:
-                gain = piece.gain.reshape(len(piece.gain), -1) if piece.gain.ndim else piece.gain.reshape(1, 1)
+            if isinstance(self._pieces[reads[0]], Weighted) and self._flat.readers(reads[0]) == [name]:
+                gain = piece.gain.reshape(len(piece.gain), -1)
                 if (gain == gain[:, :1]).all():  # one number a channel
                     folded[reads[0]] = gain[:, 0]
         return folded
@@ -206,28 +200,52 @@ class _Writer:
         piece = self._pieces[name]
         if self._flat.nodes[name].kind == "Input":
             return self._builder.input(INPUT, piece.shape, sequence=self._sequence)
-        sources = [self._source(source, (source, name) in self._flat.back) for source in self._flat.reads[name]]
+        sources = [
+            self._before(source, ()) if (source, name) in self._flat.closing else self._seen(source)
+            for source in self._flat.reads[name]
+        ]
         return self._apply(name, self._sum(name, sources), "")
 
-    def _source(self, name: str, back: bool) -> str:
-        piece = self._pieces[name]
-        late = self._late and isinstance(piece, Cell) and piece.op in NEURONS and NEURONS[piece.op].spiking
-        return self._previous(name, ()) if back or late else self._now[name]
+    def _seen(self, name: str) -> str:
+        """What others see of a node in this step."""
+        if name in self._flat.late:
+            return self._remembered(name, name, "/late")
+        return self._whole(name, self._made[name], "")
 
-    def _previous(self, name: str, path: tuple[str, ...]) -> str:
-        """The tensor that a node had one step ago, zero at first."""
+    def _before(self, name: str, path: tuple[str, ...]) -> str:
+        """What others saw of a node one step ago."""
         if name in self._past:
             return self._past[name]
         if name in path:
             raise ConversionError(f"the cycle through {name!r} holds no neuron")
         piece = self._pieces[name]
-        if isinstance(piece, Cell) or self._flat.nodes[name].kind == "Input":
-            state = self._builder.state(f"{name}/past", piece.shape)
-            self._states[name] = self._past[name] = state
+        if name in self._flat.late:
+            made = self._remembered(name, self._seen(name), "/past")
+        elif isinstance(piece, Cell) or self._flat.nodes[name].kind == "Input":
+            made = self._whole(name, self._remembered(name, name, "/past"), "/past")
         else:
-            sources = [self._previous(source, (*path, name)) for source in self._flat.reads[name]]
-            self._past[name] = self._apply(name, self._sum(f"{name}/past", sources), "/past")
-        return self._past[name]
+            sources = [self._before(source, (*path, name)) for source in self._flat.reads[name]]
+            made = self._apply(name, self._sum(f"{name}/past", sources), "/past")
+        self._past[name] = made
+        return made
+
+    def _remembered(self, name: str, source: str, suffix: str) -> str:
+        """The state with which a node (or a tensor) is seen one step later; zero at first."""
+        label = f"{name}{suffix}"
+        if label not in self._states:
+            self._states[label] = self._builder.state(f"{label}/state", self._pieces[name].shape), source
+        return self._states[label][0]
+
+    def _whole(self, name: str, tensor: str, suffix: str) -> str:
+        """A neuron's output as NIR counts it: its state counts from where the membrane starts."""
+        piece = self._pieces[name]
+        if not isinstance(piece, Cell) or piece.offset is None:
+            return tensor
+        label = f"{name}/whole{suffix}"
+        if label not in self._past:
+            offset = self._builder.constant(piece.offset.astype(np.float32)[np.newaxis], f"{label}.rest")
+            self._past[label] = self._builder.node("Add", tensor, offset, name=label)
+        return self._past[label]
 
     def _sum(self, name: str, sources: list[str]) -> str:
         total = sources[0]
@@ -272,9 +290,6 @@ class _Writer:
         y = self._builder.neuron(cell.op, x, cell.shape, name=tensor, **cell.parameters)
         if NEURONS[cell.op].spiking:
             self._neurons.append(Neurons(y, cell.shape, name))
-        if cell.offset is not None:
-            offset = self._builder.constant(cell.offset.astype(np.float32)[np.newaxis], f"{tensor}.rest")
-            y = self._builder.node("Add", y, offset, name=f"{tensor}.whole")
         return y
 
 
