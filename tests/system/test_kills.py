@@ -5,6 +5,7 @@ The control runs such kills with the frame identity switched off and must show d
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import random
@@ -79,12 +80,11 @@ class HttpLoad(threading.Thread):
     def _ask(self, key: str, image: Images) -> str | None:
         tensor = {"name": "image", "datatype": "UINT8", "shape": [1, *image.shape], "data": image.ravel().tolist()}
         try:
-            connection = http.client.HTTPConnection(*self._device.address(), timeout=5)
-            body = json.dumps({"id": key, "inputs": [tensor]})
-            connection.request("POST", "/v2/models/digits/infer", body, {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            answer = response.read().decode()
-            connection.close()
+            with contextlib.closing(http.client.HTTPConnection(*self._device.address(), timeout=5)) as connection:
+                body = json.dumps({"id": key, "inputs": [tensor]})
+                connection.request("POST", "/v2/models/digits/infer", body, {"Content-Type": "application/json"})
+                with connection.getresponse() as response:
+                    answer = response.read().decode()
         except (OSError, http.client.HTTPException, ValueError):
             return None
         return answer if response.status == 200 else None
