@@ -26,6 +26,7 @@ from edged.engines.worker.serve import Server
 ENGINES = {  # each module has a class ``Engine``
     "onnxruntime": "edged.engines.worker.onnxruntime",
     "lava": "edged.engines.worker.lava.cpu",
+    "lava-sim": "edged.engines.worker.lava.sim",
 }
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 OOM_SCORE = "500"  # when memory runs out the kernel is to take a worker, never the daemon
