@@ -297,7 +297,7 @@ class Lane:
 
 def _seen(pipeline: Pipeline, ready: Ready) -> Seen:
     engine = ready.engine
-    return Seen(pipeline.flow(), engine.restarts, engine.crashes, engine.facts().reason, time.monotonic())
+    return Seen(pipeline.flow(), engine.restarts, engine.crashes, engine.loss, time.monotonic())
 
 
 def worker_spec(name: str, engines: settings.Engines) -> WorkerSpec:

@@ -45,6 +45,7 @@ class WorkerEngine:
         self.max_batch = job.max_batch
         self.decisions: tuple[DecisionFacts, ...] = ()  # there is nothing to choose
         self.crashes = 0  # workers that were lost by their own doing
+        self.loss = ""  # why the last worker was lost, for as long as the engine is wanted
         self._spec = spec
         self._job = job
         self._patience_s = patience_s
@@ -78,6 +79,7 @@ class WorkerEngine:
             while True:
                 error = await self._live()
                 self.crashes += isinstance(error, EngineCrashed)
+                self.loss = str(error)
                 pause_s = self._supervisor.lost(str(error))
                 self._tell_lost(pause_s)
                 await asyncio.sleep(pause_s)

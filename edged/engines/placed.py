@@ -74,6 +74,7 @@ class PlacedEngine:
         self._posts: dict[str, _Post] = {}
         self._errors: dict[str, EdgedError] = {}  # why an engine does not serve
         self._ended_crashes = 0
+        self._ended_loss = ""
         self._pulse = asyncio.Event()  # replaced at every change
         self._looked_s = float("-inf")
         self._over = False
@@ -149,6 +150,12 @@ class PlacedEngine:
     def crashes(self) -> int:
         """Workers that were lost by their own doing, on any engine."""
         return self._ended_crashes + sum(post.engine.crashes for post in self._posts.values())
+
+    @property
+    def loss(self) -> str:
+        """Why a worker was lost last, empty if none was."""
+        losses = [post.engine.loss for post in self._posts.values() if post.engine.loss]
+        return losses[-1] if losses else self._ended_loss
 
     @property
     def restarts(self) -> int:
@@ -228,6 +235,7 @@ class PlacedEngine:
         post.task.cancel()
         await asyncio.gather(post.task, return_exceptions=True)
         self._ended_crashes += post.engine.crashes
+        self._ended_loss = post.engine.loss or self._ended_loss
 
     # What happens
 
