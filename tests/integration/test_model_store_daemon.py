@@ -327,9 +327,7 @@ def test_a_stranger_on_the_socket_is_not_heard(unit: Unit) -> None:
     unit.start("daemon")
     wait_until(lambda: (unit.runtime / control.SOCKET).exists(), 20, unit.log("daemon"))
     (unit.runtime / control.SOCKET).chmod(0o777)  # as if the permissions were no protection
-    for place in (unit.runtime, *unit.runtime.parents):
-        if place != Path(place.root) and place.stat().st_uid == os.geteuid():
-            place.chmod(place.stat().st_mode | 0o011)
+    open_to_others(unit.runtime)
     code = (
         "import os, sys; from pathlib import Path; from edged.bundle.store import control, requests;"
         "os.setgid(65534); os.setuid(65534);"
@@ -340,3 +338,25 @@ def test_a_stranger_on_the_socket_is_not_heard(unit: Unit) -> None:
     assert "user 65534 may not change models" in done.stdout, done.stdout + done.stderr
     answer = control.ask(unit.runtime, requests.Rollback("digits"))
     assert isinstance(answer, requests.Refusal) and "no previous version" in answer.message  # root is heard
+
+
+def test_what_root_installs_belongs_to_the_daemons_user(tmp_path: Path, key: Key, releases: dict[str, Path]) -> None:
+    require("root")
+    nobody = 65534  # may not run this interpreter, perhaps, so nothing is signed here
+    with Unit(tmp_path / "device", key, "[models]\nallow_unsigned = true\n") as unit:
+        for path in (unit.state, *unit.state.rglob("*")):
+            os.chown(path, nobody, nobody)
+        open_to_others(unit.state)
+        assert "NOT signed" in unit.do("install", str(releases["5 unsigned"]), "--trial")
+        made = [unit.state / "models", unit.state / "sync"]
+        owners = {str(path): path.stat().st_uid for place in made for path in (place, *place.rglob("*"))}
+        assert set(owners.values()) == {nobody}, owners
+        assert len(owners) > 8
+        assert unit.records() == {5: "trial"}
+
+
+def open_to_others(folder: Path) -> None:
+    """Let other users reach a folder, as they do on a device."""
+    for place in (folder, *folder.parents):
+        if place != Path(place.root) and place.stat().st_uid == os.geteuid():
+            place.chmod(place.stat().st_mode | 0o011)

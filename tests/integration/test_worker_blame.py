@@ -67,6 +67,7 @@ def test_a_worker_that_others_end_did_nothing(tmp_path: Path, signum: signal.Sig
             assert not isinstance(caught.value, EngineCrashed)
             await engine.infer(frames(2))
             assert (engine.crashes, engine.facts().restarts) == (0, 1)
+            assert engine.facts().reason == "" and signum.name in engine.loss, "though the next one is well"
 
     asyncio.run(main())
 

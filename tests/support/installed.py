@@ -41,7 +41,7 @@ class Unit(Device):
 
     def do(self, *arguments: str) -> str:
         done = self.model(*arguments)
-        assert done.returncode == 0, done.stderr + self.log("daemon")()
+        assert done.returncode == 0, done.stderr + (self.log("daemon")() if self.starts else "")
         return done.stdout
 
     def slots(self) -> dict[int, str]:
