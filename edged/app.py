@@ -166,7 +166,10 @@ class _Daemon:
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         engines = [lane.engine for lane in self._lanes if lane.engine is not None]
         pending = [since for since in (engine.oldest_pending_ns() for engine in engines) if since is not None]
-        limit_s = self._shared.engines.onnxruntime.deadline_s + STUCK_S
+        deadlines = [
+            self._shared.engines.worker(name).deadline_s for lane in self._lanes for name in lane.config.engines
+        ]
+        limit_s = max(deadlines) + STUCK_S
         return all(now_ns - since < limit_s * 1e9 for since in pending)
 
 

@@ -32,14 +32,14 @@ class Finding:
 
 
 def check(config: settings.Config) -> Iterator[Finding]:
-    """Look at directories, sources, and each pipeline's model on its engine, the self-test included."""
+    """Look at directories, sources, and each pipeline's model on each of its engines, the self-test included."""
     for place in (config.device.state_dir, config.device.runtime_dir):
         yield Finding(f"directory {place}", _writable(place))
     for pipeline in config.pipeline:
         for source in pipeline.source:
             if isinstance(source, settings.SpoolSource):
                 yield Finding(f"spool {source.path}", _writable(source.path))
-        yield _model(pipeline, config)
+        yield from (_model(pipeline, engine, config) for engine in pipeline.engines)
     if config.models.allow_unsigned:
         yield Finding("models", "allow_unsigned is set: bundles without a signature are taken (for development only)")
 
@@ -52,20 +52,20 @@ def _writable(directory: Path) -> str:
     return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} is not writable for user {os.geteuid()}"
 
 
-def _model(pipeline: settings.Pipeline, config: settings.Config) -> Finding:
-    what = f"pipeline {pipeline.name}: model {pipeline.model} on {pipeline.engines[0]}"
+def _model(pipeline: settings.Pipeline, engine: str, config: settings.Config) -> Finding:
+    what = f"pipeline {pipeline.name}: model {pipeline.model} on {engine}"
     try:
         with tempfile.TemporaryDirectory(prefix="edged-check-") as cache:
-            problem = asyncio.run(_prove(pipeline, config, Path(cache)))
+            problem = asyncio.run(_prove(pipeline, engine, config, Path(cache)))
     except EdgedError as error:
         problem = str(error)
     return Finding(what, problem)
 
 
-async def _prove(pipeline: settings.Pipeline, config: settings.Config, cache: Path) -> str:
+async def _prove(pipeline: settings.Pipeline, engine: str, config: settings.Config, cache: Path) -> str:
     bundle = open_bundle(pipeline.bundle_dir or current_path(config.device.models_dir, pipeline.model))
     plans = await ensure_plans(bundle, cache)
-    spec = worker_spec(pipeline.engines[0], config.engines)
-    async with open_engine(spec, Job(bundle, pipeline.max_batch, plans, cache)) as engine:
-        report = await prove(engine, bundle)
+    spec = worker_spec(engine, config.engines)
+    async with open_engine(spec, Job(bundle, pipeline.max_batch, plans, cache)) as running:
+        report = await prove(running, bundle)
     return report.reason

@@ -58,6 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(func=_run)
     check = commands.add_parser("check", help="check the configuration and all that it names, without running")
     check.set_defaults(func=_check)
+    engines = commands.add_parser("engines", help="which engines are here, why not, and what they can run")
+    engines.add_argument("--prove", action="store_true", help="let the models prove themselves, not only load")
+    engines.add_argument("--json", action="store_true", help="one JSON object a line")
+    engines.set_defaults(func=_engines)
     console_cli.add_commands(commands, _runtime_dir)
     buffer_cli.add_commands(commands, _buffer_dir)
     for command in (*commands.choices.values(), *model_cli.add_commands(commands, _model_place)):
@@ -86,6 +90,18 @@ def _check(arguments: argparse.Namespace) -> int:
         if finding.problem:
             print(f"        {finding.problem}")
     return EXIT_FAILED if problems else 0
+
+
+def _engines(arguments: argparse.Namespace) -> int:
+    config = settings.load(arguments.config)
+    import msgspec
+
+    from edged import inventory
+
+    for found in inventory.look(config, thorough=arguments.prove):
+        lines = [msgspec.json.encode(found).decode()] if arguments.json else inventory.show([found])
+        print(*lines, sep="\n", flush=True)
+    return 0
 
 
 def _runtime_dir(arguments: argparse.Namespace) -> Path:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
 from edged.domain import Policy
 from edged.settings import NAME, InvalidSettings, Name, Problem, parse, read_toml
 
+EngineName = Literal["onnxruntime", "lava", "lava-sim", "lava-loihi2"]
+ENGINES: tuple[str, ...] = get_args(EngineName)
 Finding = tuple[str, object, str]  # field, value, hint
 Positive = Annotated[int, msgspec.Meta(ge=1, description="must be a whole number, at least 1")]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400, description="must be seconds, more than 0")]
@@ -124,7 +126,7 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
 
     name: Name
     model: Annotated[str, msgspec.Meta(min_length=1, description="must be an installed model or a bundle directory")]
-    engines: tuple[Literal["onnxruntime"], ...] = ("onnxruntime",)
+    engines: tuple[EngineName, ...] = ("onnxruntime",)  # best first
     placement: Annotated[Literal["order", "fastest"], msgspec.Meta(description="must be order or fastest")] = "order"
     queue: Positive = 64
     policy: Annotated[Policy, msgspec.Meta(description="must be block, drop-oldest or drop-newest")] = Policy.BLOCK
@@ -136,6 +138,10 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
         """A pipeline needs a bundle and something that feeds it."""
         if not self.source:
             yield "source", [], "at least one [[pipeline.source]] is needed"
+        if not self.engines:
+            yield "engines", [], f"at least one of {', '.join(ENGINES)}"
+        if len(set(self.engines)) < len(self.engines):
+            yield "engines", list(self.engines), "names an engine twice; the order is the preference"
         if self.bundle_dir is None and not re.fullmatch(NAME, self.model):
             yield "model", self.model, "must be the name of an installed model, or a bundle directory with a / in it"
         if self.bundle_dir is not None and not (self.bundle_dir / "manifest.json").is_file():
@@ -147,18 +153,24 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
         return Path(self.model) if "/" in self.model else None
 
 
-class OnnxRuntime(msgspec.Struct, frozen=True, kw_only=True):
-    """The ONNX Runtime worker. ``python`` is its interpreter; empty: the daemon's own."""
+class Worker(msgspec.Struct, frozen=True, kw_only=True):
+    """How an engine's worker is run. ``python`` is its interpreter; empty: the daemon's own."""
 
     python: str = ""
     deadline_s: Seconds = 5.0
     load_deadline_s: Seconds = 60.0
+    memory_mb: Positive = 1024  # a worker that holds more is ended; a spiking model on a CPU takes a tenth of it
 
 
 class Engines(msgspec.Struct, frozen=True, kw_only=True):
-    """One table for each engine."""
+    """One table for each package; the engines of one package (``lava``, ``lava-sim``) share its table."""
 
-    onnxruntime: OnnxRuntime = OnnxRuntime()
+    onnxruntime: Worker = Worker()
+    lava: Worker = Worker(deadline_s=10.0)
+
+    def worker(self, engine: str) -> Worker:
+        """The table of an engine."""
+        return self.lava if engine.startswith("lava") else self.onnxruntime
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

@@ -302,5 +302,11 @@ def _seen(pipeline: Pipeline, ready: Ready) -> Seen:
 
 def worker_spec(name: str, engines: settings.Engines) -> WorkerSpec:
     """How to run an engine, as its table in the configuration says."""
-    chosen = engines.onnxruntime
-    return WorkerSpec(name, python=chosen.python, deadline_s=chosen.deadline_s, load_deadline_s=chosen.load_deadline_s)
+    table = engines.worker(name)
+    return WorkerSpec(
+        name,
+        python=table.python,
+        deadline_s=table.deadline_s,
+        load_deadline_s=table.load_deadline_s,
+        memory_limit_bytes=table.memory_mb << 20,
+    )

@@ -136,10 +136,10 @@ class WorkerEngine:
 
     async def _live(self) -> EngineError:
         """One worker from start to end. Returns why it ended."""
-        life = self._life = WorkerLife(self._spec, self._job)
+        life = self._life = WorkerLife(self._spec)
         why: EngineError | None = None
         try:
-            await life.start(self._move)
+            await life.start(self._job, self._move)
             self._tell_ready(life)
             self._ready.set()
             self._tried.set()

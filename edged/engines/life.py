@@ -59,9 +59,8 @@ class Job:
 class WorkerLife:
     """One worker. ``ended`` is set when it is gone and every call to it has failed."""
 
-    def __init__(self, spec: WorkerSpec, job: Job) -> None:
+    def __init__(self, spec: WorkerSpec) -> None:
         self.spec = spec
-        self.job = job
         self.ended = asyncio.Event()
         self.hello: Hello | None = None
         self.loaded: Loaded | None = None
@@ -90,17 +89,14 @@ class WorkerLife:
         """What a loading worker does now."""
         return self._client.stage if self._client else ""
 
-    async def start(self, on_event: Callable[[Event], object]) -> None:
+    async def start(self, job: Job, on_event: Callable[[Event], object]) -> None:
         """Spawn, greet, load. Raises EngineError, EngineLost; ``end`` must follow either way."""
         began = time.monotonic()
         try:
             async with asyncio.timeout(self.spec.load_deadline_s):
-                self._spawn()
-                on_event(Event.SPAWNED)
-                self.hello = await self.client.greet(self.spec.engine)
-                on_event(Event.GREETED)
-                memory = SharedMemory(model_layout(self.job.model, self.job.max_batch))
-                self.loaded = await self.client.load(self.job.load(memory, self.spec.load_deadline_s), memory)
+                await self._meet(on_event)
+                memory = SharedMemory(model_layout(job.model, job.max_batch))
+                self.loaded = await self.client.load(job.load(memory, self.spec.load_deadline_s), memory)
         except TimeoutError:
             at = f" (it was at: {self.stage})" if self.stage else ""
             limit = f"{self.spec.load_deadline_s:g} s"
@@ -111,6 +107,23 @@ class WorkerLife:
             raise EngineLost(f"cannot start a worker: {error}") from None
         self.start_s = time.monotonic() - began
         on_event(Event.LOADED)
+
+    async def meet(self) -> Hello:
+        """Spawn and greet, to see who is there. Raises EngineError, EngineLost; ``end`` must follow either way."""
+        try:
+            async with asyncio.timeout(self.spec.load_deadline_s):
+                return await self._meet(lambda _: None)
+        except OSError as error:
+            raise EngineLost(f"cannot start a worker: {error}") from None
+        except TimeoutError:
+            raise EngineLost(f"the worker said nothing within {self.spec.load_deadline_s:g} s") from None
+
+    async def _meet(self, on_event: Callable[[Event], object]) -> Hello:
+        self._spawn()
+        on_event(Event.SPAWNED)
+        self.hello = await self.client.greet(self.spec.engine)
+        on_event(Event.GREETED)
+        return self.hello
 
     async def watch(self) -> str:
         """Return why the worker is lost, once it is."""
@@ -153,7 +166,7 @@ class WorkerLife:
             self._process = WorkerProcess(command(python, arguments), theirs.fileno(), client.hang_up)
         except OSError as error:
             client.close(EngineLost("not started"))
-            setting = f"set engines.{self.spec.engine}.python to an interpreter that has the engine's package"
+            setting = f"set engines.{self.spec.engine.partition('-')[0]}.python to an interpreter that has the engine's package"
             hint = setting if isinstance(error, FileNotFoundError | PermissionError) else ""
             raise EngineLost(f"cannot start {python}: {error.strerror}", hint) from None
         finally:
