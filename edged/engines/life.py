@@ -166,7 +166,8 @@ class WorkerLife:
             self._process = WorkerProcess(command(python, arguments), theirs.fileno(), client.hang_up)
         except OSError as error:
             client.close(EngineLost("not started"))
-            setting = f"set engines.{self.spec.engine.partition('-')[0]}.python to an interpreter that has the engine's package"
+            table = self.spec.engine.partition("-")[0]  # engines of one package share a table
+            setting = f"set engines.{table}.python to an interpreter that has the engine's package"
             hint = setting if isinstance(error, FileNotFoundError | PermissionError) else ""
             raise EngineLost(f"cannot start {python}: {error.strerror}", hint) from None
         finally:
