@@ -44,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        if any(Path(argument).suffix == ".nir" for argument in given):
-            nir.run_import(given)
+        if nir.asked(given):
+            nir.run(given)
         else:
             _run(_parser().parse_args(given))
     except RefusedNodesError as error:
@@ -147,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="edged-convert",
         description="Convert a trained network to a spiking bundle.",
-        epilog="a spiking network in NIR is imported by: edged-convert MODEL.nir (with --help for its own options)",
+        epilog="NIR: edged-convert MODEL.nir imports, edged-convert BUNDLE --to nir exports (each with --help)",
     )
     add = parser.add_argument
     add("ann", type=Path, metavar="ANN.onnx", help="a trained feed-forward classifier, exported for inference")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 import pytest
@@ -13,44 +13,13 @@ from hypothesis import strategies as st
 
 from cloud_sync.convert.errors import ConversionError, RefusedNodesError
 from cloud_sync.convert.network import Floats
-from cloud_sync.convert.nir import hdf5
-from cloud_sync.convert.nir.file import graph
-from cloud_sync.convert.nir.importer import FIELDS, lower
-from cloud_sync.convert.nir.semantics import Semantics
-from cloud_sync.convert.step import SpikingNetwork
-from edged.bundle.graph.checks import check_step_graph
+from cloud_sync.convert.nir.importer import FIELDS
 from edged.bundle.graph.plans import window_plan
 from edged.bundle.graph.probe import probe_batch
 from edged.bundle.graph.stock import Stock
 from tests.support.nir_files import Fields, Net, Rules, Simulator
+from tests.support.nir_runs import T, imported, single, spikes, stepped
 from tests.support.random_nir import ANALOGUE, SPIKING, cell, dense_net, spatial_net
-
-T = 12
-
-
-def semantics(rules: Rules, **more: Any) -> Semantics:
-    decay: Literal["euler", "exponential"] = "exponential" if rules.exponential else "euler"
-    given: Any = {"dt": rules.dt, "reset": rules.reset, "comparison": rules.comparison, "start": rules.start, **more}
-    return Semantics(decay=decay, **given)
-
-
-def imported(net: Net, rules: Rules, path: Path, **more: Any) -> SpikingNetwork:
-    tree: Any = hdf5.read(net.write(path / "net.nir").read_bytes())  # in this process: our own files are harmless
-    made = lower(graph(tree["node"]), semantics(rules, **more))
-    check_step_graph(made.graph.model, made.graph.spec(T))
-    return made
-
-
-def stepped(made: SpikingNetwork, inputs: Floats) -> Floats:
-    """What the step graph sends at each step, on stock ONNX Runtime: (T, classes) for (T, *shape)."""
-    session = Stock(made.graph.model)
-    states = {s.input: np.zeros((1, *s.shape), np.float32) for s in made.graph.states}
-    sent = []
-    for frame in inputs.astype(np.float32):
-        values = session.run({made.graph.inputs[0].name: frame[np.newaxis], **states})
-        states = {s.input: values[s.output] for s in made.graph.states}
-        sent.append(values[made.graph.output][0])
-    return np.array(sent)
 
 
 def _certainly(clear: bool) -> None:
@@ -65,10 +34,6 @@ def agree(net: Net, rules: Rules, inputs: Floats, path: Path, clear: Callable[[b
     found = stepped(imported(net, rules, path), inputs)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     return expected
-
-
-def spikes(rng: np.random.Generator, shape: tuple[int, ...], steps: int = T) -> Floats:
-    return (rng.random((steps, *shape)) < 0.5).astype(np.float32)
 
 
 RULES = st.builds(
@@ -106,12 +71,6 @@ def test_the_random_networks_hold_every_node_type_and_do_spike() -> None:
         active += len(np.unique(sent)) > 1
     assert held == set(FIELDS) - {"Through"}
     assert active > 80
-
-
-def single(fields: Fields, size: int) -> Net:
-    shape = np.array([size])
-    nodes = {"in": {"type": "Input", "shape": shape}, "n": fields, "out": {"type": "Output", "shape": shape}}
-    return Net(nodes, [("in", "n"), ("n", "out")])
 
 
 @pytest.mark.parametrize("kind", [*SPIKING, *ANALOGUE])

@@ -168,8 +168,9 @@ def _if_gain(node: Node, shape: Shape, semantics: Semantics) -> Doubles:
 
 
 def _start(node: Node, shape: Shape, semantics: Semantics) -> Doubles:
-    name = {"zero": "", "reset": "v_reset", "leak": "v_leak"}[semantics.start]
-    return each(node, name, shape, 0.0) if name in node.fields else np.zeros(shape)
+    name = {"zero": "", "half": "v_threshold", "reset": "v_reset", "leak": "v_leak"}[semantics.start]
+    start = each(node, name, shape, 0.0) if name in node.fields else np.zeros(shape)
+    return start / 2 if semantics.start == "half" else start
 
 
 def _dt(semantics: Semantics) -> float:

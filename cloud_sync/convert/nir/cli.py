@@ -1,6 +1,8 @@
-"""``edged-convert MODEL.nir``: a NIR file → a bundle, with what the file leaves open from a preset or from options.
+"""``edged-convert MODEL.nir``: a NIR file → a bundle, with what the file leaves open from a preset or from options;
+``edged-convert BUNDLE --to nir``: a bundle → a NIR file, with what must be said when it is read.
 
-Errors go to the caller, the last line of stdout is ``NAME VERSION DIGEST``. Holds no logic of the import.
+Errors go to the caller. The last line of stdout is ``NAME VERSION DIGEST`` after an import, and after an export the
+options with which the file gives the same spikes again. Holds no logic of either.
 """
 
 from __future__ import annotations
@@ -15,15 +17,73 @@ from cloud_sync.convert.arguments import add_identity, add_preprocessing, digest
 from cloud_sync.convert.bundle import input_entry
 from cloud_sync.convert.errors import ConversionError
 from cloud_sync.convert.nir.bundle import Imported, write
+from cloud_sync.convert.nir.exporter import Exported, export
 from cloud_sync.convert.nir.file import read
 from cloud_sync.convert.nir.importer import INPUT, lower
 from cloud_sync.convert.nir.semantics import PRESETS, Semantics
 from cloud_sync.convert.report import Evaluation
 from cloud_sync.convert.samples import read_labelled, samples
 from edged.bundle import manifest
+from edged.bundle.archive import opened
+from edged.bundle.graph.checks import check_step_graph
 from edged.bundle.manifest import Constant, Encoding, EventFrames, Input, Readout, Window
 
 _CHOICES = ("dt", "reset", "comparison", "start", "decay", "emission")
+
+
+# What a bundle holds and a NIR file has no place for.
+LOST = (
+    "how long a step is, how neurons reset, how they compare and where their membranes start (see the last line)",
+    "the number of steps, the readout and the labels",
+    "how a payload becomes an input: encoding, preprocessing, constant or sequence",
+    "self-test, report, card, version and signature",
+)
+
+
+def asked(arguments: Sequence[str]) -> bool:
+    """Whether a command line is for this module."""
+    return _exports(arguments) or any(Path(argument).suffix == ".nir" for argument in arguments)
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Import or export one file. Raises EdgedError; then nothing was written."""
+    (run_export if _exports(arguments) else run_import)(arguments)
+
+
+def _exports(arguments: Sequence[str]) -> bool:
+    return any(argument == "--to" or argument.startswith("--to=") for argument in arguments)
+
+
+def run_export(arguments: Sequence[str]) -> None:
+    """Export the graph of one bundle. Raises EdgedError; then nothing was written."""
+    options = _export_parser().parse_args(arguments)
+    if os.path.lexists(options.out):
+        raise ConversionError(f"{options.out} exists", "name a file that does not exist yet")
+    if not 0 < options.dt < float("inf"):
+        raise ConversionError(f"a step of {options.dt}", "a time above 0")
+    with opened(options.bundle) as bundle:
+        model = check_step_graph(bundle.read(bundle.manifest.variant.model), bundle.spec)
+        comparison = bundle.manifest.semantics.comparison
+        made = export(model, bundle.spec, comparison, options.dt, f"{bundle.name} {bundle.version}")
+    _write_file(options.out, made)
+    for lost in LOST:
+        say(f"not in the file: {lost}")
+    say(f"wrote {options.out}")
+    chosen = made.semantics
+    print(f"--dt {chosen.dt:g} --reset {chosen.reset} --comparison '{chosen.comparison}' --start {chosen.start}")
+
+
+def _write_file(path: Path, made: Exported) -> None:
+    """The file appears whole or not at all."""
+    from cloud_sync.convert.nir import hdf5  # here: an import leaves HDF5 to a process of its own
+
+    part = path.with_name(f".{path.name}.part")
+    try:
+        hdf5.write(part, made.tree)
+        part.rename(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise ConversionError(f"{path} cannot be written: {error}") from None
 
 
 def run_import(arguments: Sequence[str]) -> None:
@@ -127,13 +187,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _export_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="edged-convert BUNDLE --to nir", description="Export the network of a bundle to a NIR file."
+    )
+    add = parser.add_argument
+    add("bundle", type=Path, metavar="BUNDLE", help="a bundle directory or file")
+    add("--to", choices=("nir",), required=True, help="the format")
+    add("--out", type=Path, required=True, metavar="FILE.nir", help="the file to write; must not exist")
+    add("--dt", type=float, default=1.0, metavar="TIME", help="one step, in the file's unit of time (default: 1)")
+    return parser
+
+
 def _add_semantics(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--preset", choices=tuple(PRESETS), help="the framework that wrote the file, or nir for its bare equations")
     add("--dt", type=float, metavar="TIME", help="one step, in the unit of the file's time constants")
     add("--reset", choices=("subtract", "zero", "value"), help="a spike subtracts the threshold, or sets 0 or v_reset")
     add("--comparison", choices=(">=", ">"), help="a neuron fires at its threshold, or only above")
-    add("--start", choices=("zero", "reset", "leak"), help="where membranes begin: 0, v_reset or v_leak")
+    add("--start", choices=("zero", "half", "reset", "leak"), help="where membranes begin: 0, θ/2, v_reset or v_leak")
     add("--decay", choices=("euler", "exponential"), help="1 - dt/τ or exp(-dt/τ)")
     add("--emission", choices=("now", "next"), help="a spike is seen at once, or one step later by everybody")
 

@@ -58,7 +58,7 @@ def _fill(group: Any, tree: Mapping[str, Value]) -> None:
     for name, value in tree.items():
         if isinstance(value, dict):
             _fill(group.create_group(name), value)
-        elif isinstance(value, (str, list)):
+        elif isinstance(value, (str, list)) or value.dtype == object:
             group.create_dataset(name, data=value, dtype=h5py.string_dtype())
         else:
             packing = {"compression": "gzip", "shuffle": True} if value.ndim and value.size else {}

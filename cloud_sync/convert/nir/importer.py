@@ -172,8 +172,10 @@ class _Writer:
 
     def write(self) -> SpikingNetwork:
         """Everything, in order; the states at the end, when all that they take is known."""
+        needed = self._needed()
         for name in self._flat.order:
-            self._made[name] = self._node(name)
+            if name in needed:
+                self._made[name] = self._node(name)
         out = next(name for name, node in self._flat.nodes.items() if node.kind == "Output")
         y, shape = self._made[out], self._pieces[out].shape
         y = y if len(shape) == 1 else self._builder.node("Flatten", y, name=f"{out}/flat", axis=1)
@@ -182,6 +184,17 @@ class _Writer:
         graph = self._builder.build(y, math.prod(shape))
         analogue = "" if self._sequence else INPUT
         return SpikingNetwork(graph, tuple(self._synapses), tuple(self._neurons), analogue=analogue)
+
+    def _needed(self) -> set[str]:
+        """All nodes but those that are only read from the step before, and so are computed then."""
+        needed: set[str] = set()
+        for name in reversed(self._flat.order):
+            remembers = isinstance(self._pieces[name], Cell)
+            port = self._flat.nodes[name].kind in ("Input", "Output")
+            readers = self._flat.readers(name)
+            if remembers or port or any(r in needed and (name, r) not in self._flat.closing for r in readers):
+                needed.add(name)
+        return needed
 
     def _fold_gains(self) -> dict[str, Doubles]:
         """The gain that goes into each weighted node's weights."""
@@ -284,7 +297,7 @@ class _Writer:
     def _cell(self, name: str, cell: Cell, x: str, tensor: str) -> str:
         reads = self._flat.reads[name]
         folded = len(reads) == 1 and reads[0] in self._folded
-        if cell.gain is not None and not folded and (cell.gain != 1).any():
+        if cell.gain is not None and not folded and (cell.gain.astype(np.float32) != 1).any():
             gain = self._builder.constant(cell.gain.astype(np.float32)[np.newaxis], f"{tensor}.gain_in")
             x = self._builder.node("Mul", x, gain, name=f"{tensor}.driven")
         y = self._builder.neuron(cell.op, x, cell.shape, name=tensor, **cell.parameters)

@@ -11,7 +11,7 @@ from typing import Literal
 
 Reset = Literal["subtract", "zero", "value"]
 Comparison = Literal[">=", ">"]
-Start = Literal["zero", "reset", "leak"]
+Start = Literal["zero", "half", "reset", "leak"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Semantics:
     - ``reset``: a spike subtracts the threshold, or sets the membrane to zero or to the file's ``v_reset`` (``value``);
       ``if_reset`` is for IF where that differs.
     - ``comparison``: fires at the threshold (``>=``) or above it (``>``).
-    - ``start``: the membrane's first value: zero, ``v_reset`` or ``v_leak``.
+    - ``start``: the membrane's first value: zero, half the threshold, ``v_reset`` or ``v_leak``.
     - ``decay``: ``euler`` multiplies by 1 - dt/τ, ``exponential`` by exp(-dt/τ).
     - ``gain``: of the input of leaky neurons: ``nir`` is r·(1 - decay), ``one`` ignores r and τ.
     - ``if_gain``: of the input of I and IF: ``nir`` is r·dt, ``r`` takes r alone.
