@@ -12,7 +12,10 @@ import numpy as np
 import onnx
 
 from edged.bundle.graph.builder import StepBuilder, StepGraph
+from edged.bundle.graph.checks import check_step_graph
 from edged.bundle.graph.spec import GraphSpec, ReadoutKind
+from edged.bundle.loaded import Bundle
+from edged.bundle.selftest import load_golden
 from tests.support.parts import missing
 from tests.support.tree import ROOT
 
@@ -31,11 +34,15 @@ def lava_python() -> str:
 
 @dataclass(frozen=True)
 class Case:
-    """A graph, how it is run, and windows to run: (N, …) for each input, as the model sees one sample."""
+    """A graph, how it is run, and windows to run: (N, …) for each input, as the model sees one sample.
+
+    ``golden``: the windows of its golden data, from which the ranges of integers are taken; the same where it has none.
+    """
 
     model: onnx.ModelProto
     spec: GraphSpec
     inputs: dict[str, Any]
+    golden: Any = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,14 @@ class Result:
     scores: Any
     spikes: dict[str, Any]
     refusal: str = ""
+    window_s: float = 0.0
+
+
+def case_of(bundle: Bundle, samples: Any) -> Case:
+    """Samples (N, …) of the one input of a bundle."""
+    model = check_step_graph(bundle.read(bundle.manifest.variant.model), bundle.spec)
+    golden = load_golden(bundle)["free.input"]
+    return Case(model, bundle.spec, {bundle.spec.inputs[0].name: samples}, golden)
 
 
 def manifest_of(spec: GraphSpec) -> dict[str, Any]:
@@ -70,7 +85,8 @@ def run_lava(folder: Path, cases: list[Case], engine: str = "cpu") -> list[Resul
         place.mkdir(parents=True, exist_ok=True)
         onnx.save_model(case.model, str(place / "step.onnx"))
         (place / "manifest.json").write_text(json.dumps(manifest_of(case.spec)))
-        golden: dict[str, Any] = {"free.input": next(iter(case.inputs.values()))}
+        shown = next(iter(case.inputs.values())) if case.golden is None else case.golden
+        golden: dict[str, Any] = {"free.input": shown}
         np.savez(place / "golden.npz", **golden)
         np.savez(place / "inputs.npz", **case.inputs)
     command = [lava_python(), "-m", "tests.support.lava_probe", str(folder), engine]
@@ -84,7 +100,7 @@ def _result(place: Path) -> Result:
         return Result(None, {}, (place / "refusal.txt").read_text())
     with np.load(place / "result.npz") as found:
         spikes = {name[len("spikes:") :]: found[name] for name in found.files if name.startswith("spikes:")}
-        return Result(found["scores"], spikes)
+        return Result(found["scores"], spikes, window_s=float(found["window_s"]))
 
 
 def random_case(seed: int) -> Case:

@@ -26,7 +26,9 @@ from edged.engines.worker.serve import Server
 ENGINES = {  # each module has a class ``Engine``
     "onnxruntime": "edged.engines.worker.onnxruntime",
     "lava": "edged.engines.worker.lava.cpu",
+    "lava-fixed": "edged.engines.worker.lava.cpu_fixed",
     "lava-sim": "edged.engines.worker.lava.sim",
+    "lava-loihi2": "edged.engines.worker.lava.loihi2",
 }
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 OOM_SCORE = "500"  # when memory runs out the kernel is to take a worker, never the daemon

@@ -13,8 +13,9 @@ import numpy as np
 
 from edged.bundle.graph.spec import GraphSpec
 from edged.engines.worker.lava import neurons
+from edged.engines.worker.lava.fixed import INPUT_MAX, MEMBRANE, Fixed
 from edged.engines.worker.lava.network import Network, in_scale
-from edged.engines.worker.lava.tail import scores, step_outputs, window_outputs
+from edged.engines.worker.lava.tail import over_time, scores, step_outputs, window_outputs
 from edged.engines.worker.lava.wiring import Wired
 
 
@@ -46,11 +47,16 @@ class Runner(Protocol):
 class LavaModel:
     """A network on a runner. ``spikes`` counts those of the last window by population."""
 
-    def __init__(self, network: Network, spec: GraphSpec, wired: Wired, runner: Runner) -> None:
+    def __init__(
+        self, network: Network, spec: GraphSpec, wired: Wired, runner: Runner, fixed: Fixed | None = None
+    ) -> None:
+        """``network`` is in floating point; ``fixed`` says how the runner's integers come from it."""
         self._network = network
         self._spec = spec
         self._wired = wired
         self._runner = runner
+        self._fixed = fixed
+        self._values: dict[str, Any] = {}
         self.spikes: dict[str, Any] = {}
 
     def window(self, inputs: Mapping[str, Any]) -> Any:
@@ -62,12 +68,23 @@ class LavaModel:
             once = value.reshape(steps if entry.sequence else 1, -1)
             values[entry.name] = np.broadcast_to(once, (steps, once.shape[1]))
         self._runner.reset()
-        fired = self._runner.run(values, self._wired.gate_values(steps, steps + depth), 0, steps + depth)
+        fired = self._runner.run(
+            self._messages(values), self._wired.gate_values(steps, steps + depth), 0, steps + depth
+        )
         for name, spikes in fired.items():
             start = self._network.depths[name]
             values[name] = spikes[start : start + steps]
             self.spikes[name] = values[name].sum(axis=0)
+        self._values = values
         return scores(window_outputs(self._network, values, steps), self._spec.readout)
+
+    def ranges(self) -> dict[str, float]:
+        """The largest current or potential of each population in the last window, in magnitude."""
+        steps, found = self._spec.timesteps, {}
+        for population in self._network.populations:
+            current = over_time(self._network.currents[population.name], self._values, steps)
+            found[population.name] = neurons.largest(population, current, self._values[population.name])
+        return found
 
     def close(self) -> None:
         """End Lava with all that it started."""
@@ -86,13 +103,13 @@ class LavaModel:
             here = [p for p in self._network.populations if depths[p.name] == t]
             for population in here:
                 for variable, value in neurons.before(population, given).items():
-                    self._runner.poke(population.name, variable, value)
+                    self._runner.poke(population.name, variable, self._scaled(population.name, value))
                 self._preload(population.name, given)
-            fired = self._runner.run(shown, gates, t, t + 1)
+            fired = self._runner.run(self._messages(shown), gates, t, t + 1)
             for population in here:
                 name = population.name
                 spikes = fired[name][0].astype(bool)
-                u, v = self._runner.peek(name, "u"), self._runner.peek(name, "v")
+                u, v = (self._runner.peek(name, variable) / self._scale(name) for variable in ("u", "v"))
                 found.update(neurons.after(population, u, v, spikes))
                 values[name] = spikes.astype(np.float64)
         found.update(step_outputs(self._network, values, given))
@@ -105,4 +122,23 @@ class LavaModel:
             if key.name in states:
                 total += in_scale(population, matrix) @ states[key.name]
         if total.any():
-            self._runner.preload(name, total)
+            self._runner.preload(name, self._scaled(name, total, MEMBRANE))
+
+    def _messages(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Inputs as they are sent."""
+        if self._fixed is None:
+            return dict(values)
+        scales = self._fixed.inputs
+        return {
+            name: np.clip(np.round(value * scales[name]), -INPUT_MAX, INPUT_MAX).astype(np.int64)
+            for name, value in values.items()
+        }
+
+    def _scale(self, name: str) -> Any:
+        return 1.0 if self._fixed is None else self._fixed.potentials[name]
+
+    def _scaled(self, name: str, value: Any, part: int = 1) -> Any:
+        """A potential, or with ``part`` a current, as the runner counts it."""
+        if self._fixed is None:
+            return value
+        return np.round(value * self._fixed.potentials[name] / part).astype(np.int64)

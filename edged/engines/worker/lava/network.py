@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -81,7 +81,10 @@ class Integrator:
 
 @dataclass(frozen=True)
 class Link:
-    """Synapses from a population or an input to a population; ``extra`` steps later than Lava's one."""
+    """Synapses from a population or an input to a population; ``extra`` steps later than Lava's one.
+
+    What they add is ``weights``·2^``exponent``, which is 0 in floating point.
+    """
 
     source: str
     target: str
@@ -89,6 +92,14 @@ class Link:
     extra: int
     weights: Any  # (target, source) sparse
     kernel: Kernel | None = None
+    exponent: int = 0
+
+
+class Gate(NamedTuple):
+    """A signal that lasts from a step ``first`` of the model to the end of the window, and its value."""
+
+    first: int
+    value: int = 1
 
 
 @dataclass(frozen=True)
@@ -98,10 +109,11 @@ class Network:
     populations: tuple[Population, ...]  # in an order in which one step can be computed
     integrators: tuple[Integrator, ...]
     links: tuple[Link, ...]
-    gates: dict[str, dict[int, Any]]  # population → {first step at which it acts: constant current}
+    gates: dict[str, dict[Gate, Any]]  # population → constant currents, by the signal that brings them
     depths: dict[str, int]  # inputs have 0
     readout: Affine  # the graph's output over time: states are replaced by what they held
-    currents: dict[str, Affine]  # of the integrators, likewise
+    currents: dict[str, Affine]  # of the populations and the integrators, likewise
+    gate_exponents: dict[str, int] = field(default_factory=dict)
     outputs: dict[str, Affine] = field(default_factory=dict)  # of one step: the output, and the new states of no neuron
 
     @property
@@ -155,8 +167,8 @@ class _Reader:
             {p.name: _gates(p, currents[p.name]) for p in self.populations},
             depths,
             self.over_time(self.outputs[self.spec.output]),
-            {cell.name: self.over_time(cell.current) for cell in self.integrators},
-            self.outputs,
+            {**currents, **{cell.name: self.over_time(cell.current) for cell in self.integrators}},
+            outputs=self.outputs,
         )
 
     # Neurons
@@ -305,7 +317,7 @@ def _own_synapses(population: Population) -> dict[Source, Any]:
     return {Source(population.name, lag): sparse.diags(value).tocsr() for lag, value in own.items() if value.any()}
 
 
-def _gates(population: Population, current: Affine) -> dict[int, Any]:
+def _gates(population: Population, current: Affine) -> dict[Gate, Any]:
     """Constant currents by the first step of the model at which they act."""
     given = population.parameters
     bias = given.get("bias", np.zeros(population.size, np.float32))
@@ -320,7 +332,7 @@ def _gates(population: Population, current: Affine) -> dict[int, Any]:
         if key.name == GATE:
             extra = np.asarray(in_scale(population, column).todense(), np.float64).reshape(-1)
             gates[key.lag] = gates.get(key.lag, 0) + extra
-    return {first: value for first, value in gates.items() if value.any()}
+    return {Gate(first): value for first, value in gates.items() if value.any()}
 
 
 def _timed(link: Link, depths: dict[str, int]) -> Link:

@@ -20,7 +20,7 @@ from lava.proc.sparse.process import DelaySparse, Sparse  # type: ignore[import-
 from scipy import sparse  # type: ignore[import-untyped]  # ships no types
 
 from edged.engines.worker.lava.affine import Kernel
-from edged.engines.worker.lava.network import Link, Network, Population
+from edged.engines.worker.lava.network import Gate, Link, Network, Population
 
 DENSE = 0.5  # share of synapses that are there from which a full matrix is faster
 GRADED = 8  # bits of a message with a number; without them Lava takes inputs as on or off
@@ -62,7 +62,7 @@ class Synapse:
         if self.gate:
             return gates
         given = inputs[self.source][:, self.order]
-        fed = np.zeros((len(gates), given.shape[1]))
+        fed = np.zeros((len(gates), given.shape[1]), given.dtype)
         kept = min(len(given), len(gates) - self.extra)
         fed[self.extra : self.extra + kept] = given[:kept]
         return fed.reshape(len(gates), *self.process.s_in.shape)
@@ -70,17 +70,18 @@ class Synapse:
 
 @dataclass(frozen=True)
 class Wired:
-    """All of it. ``gates`` says of each gate: the depth of its populations, the first step at which it is 1."""
+    """All of it. ``gates`` says of each gate how deep the populations lie that it reaches."""
 
     placed: dict[str, Placed]
     synapses: list[Synapse]
-    gates: list[tuple[int, int]]
+    gates: list[tuple[int, Gate]]
     network: Network
 
     def gate_values(self, steps: int, length: int) -> Any:
         """(length, gates): what the gates are at each of Lava's steps in a window of ``steps``."""
         at = np.arange(length)[:, None] + 1 - np.array([depth for depth, _ in self.gates])
-        return ((at >= [first for _, first in self.gates]) & (at < steps)).astype(np.float64)
+        open_ = (at >= [gate.first for _, gate in self.gates]) & (at < steps)
+        return open_ * np.array([gate.value for _, gate in self.gates])
 
 
 def wire(network: Network, lifs: dict[str, dict[str, Any]], style: Style) -> Wired:
@@ -89,13 +90,15 @@ def wire(network: Network, lifs: dict[str, dict[str, Any]], style: Style) -> Wir
     convolved |= {link.source for link in network.links if _fits_conv(link, style)}
     placed = {p.name: _place(p, lifs[p.name], p.name in convolved) for p in network.populations}
     synapses = [_link(link, placed, style) for link in network.links]
-    gates = sorted({(network.depths[name], first) for name, by_first in network.gates.items() for first in by_first})
-    gates = gates or [(1, 0)]
+    gates = sorted({(network.depths[name], gate) for name, currents in network.gates.items() for gate in currents})
+    gates = gates or [(1, Gate(0))]
     for name, place in placed.items():
-        weights = np.zeros((place.population.size, len(gates)))
-        for first, current in network.gates[name].items():
-            weights[:, gates.index((network.depths[name], first))] = current
-        made = Sparse(weights=sparse.csr_matrix(weights[place.order]), num_message_bits=GRADED)
+        fixed = bool(network.gate_exponents)
+        weights = np.zeros((place.population.size, len(gates)), np.int32 if fixed else np.float64)
+        for gate, current in network.gates[name].items():
+            weights[:, gates.index((network.depths[name], gate))] = current
+        exponent = network.gate_exponents.get(name, 0)
+        made = _matrix(sparse.csr_matrix(weights[place.order]), 0, GRADED, exponent)
         _connect(made.a_out, place.process.a_in)
         synapses.append(Synapse("", name, made, 0, True, np.arange(len(gates)), "a_buff"))
     return Wired(placed, synapses, gates, network)
@@ -127,7 +130,7 @@ def _link(link: Link, placed: dict[str, Placed], style: Style) -> Synapse:
     else:
         order = origin.order if origin else np.arange(link.weights.shape[1])
         weights = link.weights.tocsr()[target.order][:, order]
-        made, buffer = _matrix(weights, link.extra if origin else 0, bits), "a_buff"
+        made, buffer = _matrix(weights, link.extra if origin else 0, bits, link.exponent), "a_buff"
     if origin:
         _connect(origin.process.s_out, made.s_in)
     _connect(made.a_out, target.process.a_in)
@@ -146,14 +149,15 @@ def _image_order(shape: tuple[int, ...]) -> Any:
     return np.arange(int(np.prod(shape))).reshape(shape).transpose(2, 1, 0).reshape(-1)
 
 
-def _matrix(weights: Any, extra: int, bits: int) -> Any:
+def _matrix(weights: Any, extra: int, bits: int, exponent: int) -> Any:
+    given = {"num_message_bits": bits, "weight_exp": exponent}
     if extra:
         delays = weights.copy().astype(np.int64)
         delays.data[:] = extra
-        return DelaySparse(weights=weights, delays=delays, max_delay=extra, num_message_bits=bits)
+        return DelaySparse(weights=weights, delays=delays, max_delay=extra, **given)
     if weights.nnz >= DENSE * weights.shape[0] * weights.shape[1]:
-        return Dense(weights=np.asarray(weights.todense()), num_message_bits=bits)
-    return Sparse(weights=weights, num_message_bits=bits)
+        return Dense(weights=np.asarray(weights.todense()), **given)
+    return Sparse(weights=weights, **given)
 
 
 def _connect(out: Any, into: Any) -> None:
