@@ -128,6 +128,7 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
     model: Annotated[str, msgspec.Meta(min_length=1, description="must be an installed model or a bundle directory")]
     engines: tuple[EngineName, ...] = ("onnxruntime",)  # best first
     placement: Annotated[Literal["order", "fastest"], msgspec.Meta(description="must be order or fastest")] = "order"
+    standby: bool = False  # keep the next best engine running: it takes over at once, and costs its memory
     queue: Positive = 64
     policy: Annotated[Policy, msgspec.Meta(description="must be block, drop-oldest or drop-newest")] = Policy.BLOCK
     max_batch: Annotated[int, msgspec.Meta(ge=1, le=64, description="must be 1 to 64")] = 8

@@ -112,8 +112,14 @@ class Lane:
 
     def _recipe(self) -> Recipe:
         specs = tuple(worker_spec(name, self.shared.engines) for name in self.config.engines)
-        fastest = self.config.placement == "fastest"
-        return Recipe(specs, self.config.max_batch, self.shared.cache_dir, fastest, on_stage=self._on_stage)
+        return Recipe(
+            specs,
+            self.config.max_batch,
+            self.shared.cache_dir,
+            fastest=self.config.placement == "fastest",
+            standby=self.config.standby,
+            on_stage=self._on_stage,
+        )
 
     def _on_stage(self, bundle: Bundle, engine: Running | None) -> None:
         """Show what is being prepared, unless something runs meanwhile."""

@@ -4,7 +4,8 @@ A pipeline may name several engines. The first of them that is present, starts, 
 results serves. When its worker is lost, the next one is tried at once while the lost one starts again; whichever is
 ready first serves. An engine that comes back takes its place again only after a pause, which doubles with every loss
 until it has served steadily: a flapping engine does not take the frames back and forth. With ``fastest`` the order of
-the names does not count but what was measured, and only a clear lead makes frames move.
+the names does not count but what was measured, and only a clear lead makes frames move. With ``standby`` the next best
+is kept proved and running beside what serves: it costs its memory, and takes over at once.
 
 One table holds every legal move of an engine; an illegal one raises. ``decide`` says what to do next; whoever does it
 (``edged.lane``) tells how it went with ``tell``.
@@ -119,9 +120,12 @@ class Decision:
 class Placement:
     """The engines of one pipeline's model, best first."""
 
-    def __init__(self, engines: Sequence[str], *, fastest: bool = False, patience: Patience | None = None) -> None:
+    def __init__(
+        self, engines: Sequence[str], *, fastest: bool = False, standby: bool = False, patience: Patience | None = None
+    ) -> None:
         self.sites = {engine: Site(engine, rank) for rank, engine in enumerate(engines)}
         self.fastest = fastest
+        self.standby = standby
         self._patience = patience or Patience()
 
     @property
@@ -149,9 +153,10 @@ class Placement:
         serving = self.serving
         if serving is not None and self._is_hopeless(serving):
             return Decision(Act.END, serving.engine, f"lost {serving.failures} times: {serving.reason}")
-        best = min(self._in(State.PROVED), key=self._order, default=None)
-        if best is not None:
-            return self._use(best, serving)
+        proved = sorted(self._in(State.PROVED), key=self._order)
+        decision = self._use(proved, serving) if proved else None
+        if decision is not None:
+            return decision
         if any(self._in(State.TRYING)):
             return None
         open_to_try = [s for s in self._in(State.IDLE, State.RESTING) if now_s >= self._due_s(s, serving)]
@@ -174,20 +179,25 @@ class Placement:
         ]
         return serving.state is State.FALTERING and serving.failures >= self._patience.losses and bool(others)
 
-    def _use(self, proved: Site, serving: Site | None) -> Decision:
+    def _use(self, proved: Sequence[Site], serving: Site | None) -> Decision | None:
+        """What becomes of the engines that may serve; None: they wait as they are."""
+        best, worst = proved[0], proved[-1]
         if serving is None:
-            return Decision(Act.SERVE, proved.engine, "it proved the model")
+            return Decision(Act.SERVE, best.engine, "it proved the model")
         if serving.state is State.FALTERING:
-            return Decision(Act.SERVE, proved.engine, f"{serving.engine} was lost: {serving.reason}")
-        if self._is_better(proved, serving):
+            return Decision(Act.SERVE, best.engine, f"{serving.engine} was lost: {serving.reason}")
+        if self._is_better(best, serving):
             how = "it is faster" if self.fastest else "it is preferred"
-            return Decision(Act.SERVE, proved.engine, f"{how}, and proved the model")
-        return Decision(Act.END, proved.engine, f"{serving.engine} serves")
+            return Decision(Act.SERVE, best.engine, f"{how}, and proved the model")
+        if self.standby and worst is best:
+            return None
+        return Decision(Act.END, worst.engine, f"{serving.engine} serves")
 
     def _may_be_better(self, site: Site, serving: Site) -> bool:
         """Whether trying it makes sense beside what serves."""
         unmeasured = self.fastest and site.latency_us is None
-        return serving.state is State.FALTERING or unmeasured or self._is_better(site, serving)
+        reserve = self.standby and not any(self._in(State.PROVED))
+        return serving.state is State.FALTERING or unmeasured or reserve or self._is_better(site, serving)
 
     def _is_better(self, site: Site, serving: Site) -> bool:
         if not self.fastest:
@@ -218,7 +228,7 @@ def _why_try(site: Site, serving: Site | None) -> str:
         return "nothing serves"
     if serving.state is State.FALTERING:
         return f"{serving.engine} was lost: {serving.reason}"
-    return "it may serve again" if site.failures else "it may do better"
+    return "it may serve again" if site.failures else "it may do better, or stand by"
 
 
 def diagram() -> str:

@@ -68,6 +68,7 @@ class Recipe:
     max_batch: int
     cache_dir: Path
     fastest: bool = False  # of several engines: the one measured fastest, not the one named first
+    standby: bool = False  # of several engines: keep the next best ready
     patient: bool = True
     crashes: int | None = None
     is_proved: Callable[[WorkerEngine], bool] = lambda _: False  # then a short self-test is enough
@@ -100,7 +101,7 @@ async def _on_the_one(job: Job, bundle: Bundle, recipe: Recipe) -> Ready:
 
 async def _on_one_of_several(job: Job, bundle: Bundle, recipe: Recipe) -> Ready:
     names = [spec.engine for spec in recipe.specs]
-    placement = Placement(names, fastest=recipe.fastest)
+    placement = Placement(names, fastest=recipe.fastest, standby=recipe.standby)
     engine = PlacedEngine(recipe.specs, job, partial(_examine, bundle, recipe), placement)
     async with _ended_on_failure(bundle, engine, recipe) as ready:
         try:

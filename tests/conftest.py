@@ -15,6 +15,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("edged")
     group.addoption("--slow", action="store_true", help="run the tests marked slow too (CI always does)")
+    group.addoption("--soak", action="store_true", help="run what torments for ten minutes, not for one")
     group.addoption("--bench", action="store_true", help="run the benchmarks: they print tables and never decide")
 
 

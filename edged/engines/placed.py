@@ -77,6 +77,7 @@ class PlacedEngine:
         self._ended_loss = ""
         self._pulse = asyncio.Event()  # replaced at every change
         self._looked_s = float("-inf")
+        self._tasks: asyncio.TaskGroup
         self._over = False
 
     # The port
@@ -123,12 +124,13 @@ class PlacedEngine:
         """Keep the best engine serving until cancelled."""
         try:
             async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
                 while True:
                     pulse = self._pulse
                     self._look()
                     decision = self.placement.decide(time.monotonic())
                     if decision is not None:
-                        self._carry_out(decision, tasks)
+                        self._carry_out(decision)
                     else:
                         await self._rest(pulse)
         finally:
@@ -177,29 +179,29 @@ class PlacedEngine:
 
     # What is decided
 
-    def _carry_out(self, decision: Decision, tasks: asyncio.TaskGroup) -> None:
+    def _carry_out(self, decision: Decision) -> None:
         name = decision.engine
         self._remember(decision)
         if decision.act is Act.TRY:
-            self._try(name, tasks)
+            self._try(name)
         elif decision.act is Act.SERVE:
-            self._serve(name, tasks)
+            self._serve(name)
         else:
             faltering = self.placement.sites[name].state is State.FALTERING
             self._tell(name, Event.FAIL if faltering else Event.RELIEVE, decision.reason)
-            self._retire(name, tasks)
+            self._retire(name)
 
-    def _try(self, name: str, tasks: asyncio.TaskGroup) -> None:
+    def _try(self, name: str) -> None:
         self._tell(name, Event.TRY)
 
         def on_change(stands: bool, reason: str) -> None:
             self._on_change(name, engine, stands, reason)
 
         engine = WorkerEngine(self._specs[name], self._job, budget=self._budget, patience_s=0.0, on_change=on_change)
-        self._posts[name] = _Post(engine, tasks.create_task(engine.run(), name=f"engine:{name}"))
-        tasks.create_task(self._prove(name, engine, tasks), name=f"proof:{name}")
+        self._posts[name] = _Post(engine, self._tasks.create_task(engine.run(), name=f"engine:{name}"))
+        self._tasks.create_task(self._prove(name, engine), name=f"proof:{name}")
 
-    async def _prove(self, name: str, engine: WorkerEngine, tasks: asyncio.TaskGroup) -> None:
+    async def _prove(self, name: str, engine: WorkerEngine) -> None:
         try:
             await engine.wait_ready()
             latency_us = await self._examine(engine)
@@ -207,26 +209,26 @@ class PlacedEngine:
             self._errors[name] = error
             may_heal = isinstance(error, EngineError) and not isinstance(error, EngineRefused)
             self._tell(name, Event.FAIL if may_heal else Event.REFUSE, str(error))
-            self._retire(name, tasks)
+            self._retire(name)
         else:
             self._tell(name, Event.PROVE, latency_us=latency_us)
 
-    def _serve(self, name: str, tasks: asyncio.TaskGroup) -> None:
+    def _serve(self, name: str) -> None:
         if not self._posts[name].engine.stands:  # it was lost between its proof and now
             self._tell(name, Event.FAIL, "its worker was lost")
-            self._retire(name, tasks)
+            self._retire(name)
             return
         former = self.placement.serving
         if former is not None:
             event = Event.FAIL if former.state is State.FALTERING else Event.RELIEVE
             self._tell(former.engine, event, former.reason)
-            self._retire(former.engine, tasks)
+            self._retire(former.engine)
         self._name = name
         self._tell(name, Event.SERVE)
 
-    def _retire(self, name: str, tasks: asyncio.TaskGroup) -> None:
+    def _retire(self, name: str) -> None:
         """End a worker, once the calls that are with it are answered."""
-        tasks.create_task(self._end(self._posts.pop(name)), name=f"end:{name}")
+        self._tasks.create_task(self._end(self._posts.pop(name)), name=f"end:{name}")
 
     async def _end(self, post: _Post) -> None:
         deadline = time.monotonic() + DRAIN_S
@@ -247,6 +249,9 @@ class PlacedEngine:
             self._tell(name, Event.BACK)
         elif not stands and site.state is State.SERVING:
             self._tell(name, Event.LOST, reason)
+        elif not stands and site.state is State.PROVED:
+            self._tell(name, Event.FAIL, reason)
+            self._retire(name)
 
     def _tell(self, name: str, event: Event, reason: str = "", latency_us: float | None = None) -> None:
         self.placement.tell(name, event, time.monotonic(), reason=reason, latency_us=latency_us)

@@ -40,7 +40,14 @@ class Device:
     """One device in ``directory`` that delivers to the broker at ``broker_port``. Leaving the block stops it."""
 
     def __init__(
-        self, directory: Path, broker_port: int, *, bundle: Path = BUNDLE, buffer: str = "", pipeline: str = ""
+        self,
+        directory: Path,
+        broker_port: int,
+        *,
+        bundle: Path = BUNDLE,
+        buffer: str = "",
+        pipeline: str = "",
+        tables: str = "",
     ) -> None:
         self.state = directory / "state"
         self.runtime = directory / "run"
@@ -53,7 +60,7 @@ class Device:
         self.starts: dict[str, int] = defaultdict(int)
         self.config.write_text(
             f'[device]\nid = "edge-1"\nstate_dir = "{self.state}"\nruntime_dir = "{self.runtime}"\n'
-            f"[http]\nport = 0\n[buffer]\nsegment_mb = 1\ncap_mb = 64\n{buffer}\n"
+            f"[http]\nport = 0\n[buffer]\nsegment_mb = 1\ncap_mb = 64\n{buffer}\n{tables}\n"
             f'[[pipeline]]\nname = "digits"\nmodel = "{bundle}"\n{pipeline}\n'
             f'[[pipeline.source]]\ntype = "spool"\nname = "spool"\npath = "{self.spool}"\n'
             '[[pipeline.source]]\ntype = "http"\nname = "http"\n'
@@ -93,7 +100,7 @@ class Device:
             process = self._processes.get(name)
             return process.pid if process is not None and process.poll() is None else None
         daemon = self.pid("daemon")
-        for child in _children(daemon) if daemon is not None else ():
+        for child in children(daemon) if daemon is not None else ():
             if b"edged.engines.worker" in _command_line(child):
                 return child
         return None
@@ -206,7 +213,13 @@ def pss_mb(pid: int) -> float:
     raise AssertionError(f"no Pss of process {pid}")
 
 
-def _children(pid: int) -> Sequence[int]:
+def descendants(pid: int) -> list[int]:
+    """Every process that a process started, and that these started."""
+    return [one for child in children(pid) for one in (child, *descendants(child))]
+
+
+def children(pid: int) -> Sequence[int]:
+    """The processes that a process started."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):

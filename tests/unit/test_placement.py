@@ -17,8 +17,14 @@ PATIENCE = Patience(
 class Play:
     """A placement, a clock, and somebody who does what is decided; every engine that is tried proves the model."""
 
-    def __init__(self, *engines: str, fastest: bool = False, latency_us: dict[str, float] | None = None) -> None:
-        self.placement = Placement(engines, fastest=fastest, patience=PATIENCE)
+    def __init__(
+        self,
+        *engines: str,
+        fastest: bool = False,
+        standby: bool = False,
+        latency_us: dict[str, float] | None = None,
+    ) -> None:
+        self.placement = Placement(engines, fastest=fastest, standby=standby, patience=PATIENCE)
         self.latency_us = latency_us or {}
         self.now_s = 0.0
         self.done: list[Decision] = []
@@ -216,9 +222,31 @@ def test_the_fastest_serves_once_all_were_measured() -> None:
     assert play.settle() == "event"
 
 
-def test_whatever_happens_one_serves_at_most_and_in_the_end_the_best() -> None:
+def test_a_standby_is_kept_proved_and_takes_over_at_once() -> None:
+    play = Play("lava", "onnxruntime", "event", standby=True)
+    assert play.settle() == "lava"
+    assert (play.state("onnxruntime"), play.state("event")) == (State.PROVED, State.IDLE)
+    play.tell("lava", Event.LOST, "crashed")
+    assert play.step() == Decision(Act.SERVE, "onnxruntime", "lava was lost: crashed")
+    assert play.settle() == "onnxruntime"
+    assert play.state("event") is State.PROVED
+    play.now_s += PATIENCE.return_s
+    assert play.settle() == "lava"
+    assert (play.state("onnxruntime"), play.state("event")) == (State.IDLE, State.PROVED)
+
+
+def test_a_standby_that_is_lost_is_replaced() -> None:
+    play = Play("lava", "onnxruntime", "event", standby=True)
+    play.settle()
+    play.tell("onnxruntime", Event.FAIL, "crashed")
+    assert play.settle() == "lava"
+    assert (play.state("onnxruntime"), play.state("event")) == (State.RESTING, State.PROVED)
+
+
+@pytest.mark.parametrize("standby", [False, True])
+def test_whatever_happens_one_serves_at_most_and_in_the_end_the_best(standby: bool) -> None:
     chance = random.Random(7)
-    play = Play("a", "b", "c")
+    play = Play("a", "b", "c", standby=standby)
     for _ in range(5000):
         play.now_s += chance.choice((0.0, 0.5, 5.0))
         site = chance.choice(list(play.placement.sites.values()))
