@@ -156,6 +156,10 @@ def _image_layers(
 def _dense_layer(builder: StepBuilder, rng: np.random.Generator, x: str, width: int) -> tuple[str, int]:
     size = int(rng.integers(1, 7))
     current = builder.node("Gemm", x, _weights(builder, rng, (width, size)), _weights(builder, rng, (size,)))
+    if rng.integers(3) == 0:  # a current that comes again a step later, its constant part too
+        echo = builder.state(f"echo{current}", (size,))
+        builder.update(echo, current)
+        current = builder.node("Add", current, builder.node("Mul", echo, builder.constant(np.float32(0.5))))
     past = ""
     if rng.integers(2):  # recurrence of one layer
         past = builder.state(f"past{current}", (size,))
