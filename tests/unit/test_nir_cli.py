@@ -83,6 +83,12 @@ def test_a_file_becomes_a_bundle_that_proves_itself(bench: Bench, capsys: pytest
     assert b"imported from a NIR file" in bundle.read("README.md")
 
 
+def test_a_name_that_is_not_said_is_the_files(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(bench.folder)
+    assert main(["net.nir", "--timesteps", "6", *SAID]) == Exit.WRITTEN
+    assert open_bundle(bench.folder / "net-bundle").name == "net"
+
+
 def test_the_same_file_gives_the_same_digest_and_another_reading_another(bench: Bench) -> None:
     for out, more in (("one", SAID), ("two", SAID), ("three", (*SAID[:-1], ">="))):
         assert bench.convert(*more, out=out) == Exit.WRITTEN

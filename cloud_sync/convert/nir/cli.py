@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cloud_sync.convert.arguments import add_identity, add_preprocessing, digest, identity, preprocess, say
+from cloud_sync.convert.arguments import add_identity, add_preprocessing, digest, identity, preprocess, say, settle
 from cloud_sync.convert.bundle import input_entry
 from cloud_sync.convert.errors import ConversionError
 from cloud_sync.convert.nir.bundle import Imported, write
@@ -89,6 +89,7 @@ def _write_file(path: Path, made: Exported) -> None:
 def run_import(arguments: Sequence[str]) -> None:
     """Import one file as the options say. Raises EdgedError; then nothing was written."""
     options = _parser().parse_args(arguments)
+    settle(options, options.nir)
     if os.path.lexists(options.out):
         raise ConversionError(f"{options.out} exists", "name a directory that does not exist yet")
     semantics = _semantics(options)
@@ -173,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("nir", type=Path, metavar="MODEL.nir", help="a file of nir 1.0.8 or before (HDF5)")
-    add("--out", type=Path, required=True, metavar="DIR", help="the bundle to write; must not exist")
+    add("--out", type=Path, metavar="DIR", help="the bundle to write; must not exist (default: NAME-bundle)")
     add_identity(parser)
     add("--timesteps", type=int, required=True, metavar="T", help="how many steps a sample lasts")
     add("--readout", choices=("mean", "sum", "last", "max", "first_spike"), default="mean", help="output → scores")
