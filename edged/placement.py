@@ -83,7 +83,7 @@ class Patience:
     return_s: float = 5.0  # another serves: the frames are well where they are
     longest_s: float = 600.0  # an attempt every ten minutes is no burden, and heals what heals
     steady_s: float = 60.0  # served so long without a loss, its failures are forgotten
-    losses: int = 3  # within ``steady_s``: then it is put off without waiting for its worker
+    losses: int = 3  # so often without having served steadily: another that proves itself is given the frames
     lead: float = 1.25  # times faster: less is noise, and not worth a change
 
 
@@ -97,6 +97,7 @@ class Site:
     reason: str = ""
     since_s: float = 0.0
     failures: int = 0
+    losses: int = 0  # since it serves
     latency_us: float | None = None
 
 
@@ -144,48 +145,49 @@ class Placement:
         if event in FAILURES and site.state is not State.IDLE:
             steady = site.state is State.SERVING and now_s - site.since_s >= self._patience.steady_s
             site.failures = 1 if steady else site.failures + (site.state is not State.FALTERING)
-        site.state, site.since_s, site.reason = state, now_s, reason
+        site.losses = 0 if event is Event.SERVE else site.losses + (event is Event.LOST)
+        if event is not Event.BACK:  # then the reason of the loss is worth knowing
+            site.reason = reason
+        site.state, site.since_s = state, now_s
         if latency_us is not None:
             site.latency_us = latency_us
 
     def decide(self, now_s: float) -> Decision | None:
         """What to do now, None when all is as it should be. Tell how it went, or that it has begun (TRY)."""
         serving = self.serving
-        if serving is not None and self._is_hopeless(serving):
-            return Decision(Act.END, serving.engine, f"lost {serving.failures} times: {serving.reason}")
         proved = sorted(self._in(State.PROVED), key=self._order)
-        decision = self._use(proved, serving) if proved else None
+        decision = self._use(proved, serving, now_s) if proved else None
         if decision is not None:
             return decision
         if any(self._in(State.TRYING)):
             return None
         open_to_try = [s for s in self._in(State.IDLE, State.RESTING) if now_s >= self._due_s(s, serving)]
-        wanted = [site for site in open_to_try if serving is None or self._may_be_better(site, serving)]
+        wanted = [site for site in open_to_try if serving is None or self._may_be_better(site, serving, now_s)]
         chosen = min(wanted, key=self._order, default=None)
         return None if chosen is None else Decision(Act.TRY, chosen.engine, _why_try(chosen, serving))
 
-    def wake_s(self) -> float | None:
+    def wake_s(self, now_s: float) -> float | None:
         """When ``decide`` may have an answer by the passing of time alone; None: only an event changes anything."""
+        serving = self.serving
         if any(self._in(State.TRYING)):
             return None
-        serving = self.serving
-        resting = [s for s in self._in(State.RESTING) if serving is None or self._may_be_better(s, serving)]
+        resting = [s for s in self._in(State.RESTING) if serving is None or self._may_be_better(s, serving, now_s)]
         return min((self._due_s(site, serving) for site in resting), default=None)
 
-    def _is_hopeless(self, serving: Site) -> bool:
-        """Whether waiting for its worker is not worth it: it falters too often, and there is another to turn to."""
-        others = [
-            site for site in self._in(State.IDLE, State.TRYING, State.PROVED, State.RESTING) if site is not serving
-        ]
-        return serving.state is State.FALTERING and serving.failures >= self._patience.losses and bool(others)
+    def _is_unsteady(self, site: Site, now_s: float) -> bool:
+        return site.losses >= self._patience.losses and now_s - site.since_s < self._patience.steady_s
 
-    def _use(self, proved: Sequence[Site], serving: Site | None) -> Decision | None:
+    def _use(self, proved: Sequence[Site], serving: Site | None, now_s: float) -> Decision | None:
         """What becomes of the engines that may serve; None: they wait as they are."""
         best, worst = proved[0], proved[-1]
         if serving is None:
             return Decision(Act.SERVE, best.engine, "it proved the model")
         if serving.state is State.FALTERING:
             return Decision(Act.SERVE, best.engine, f"{serving.engine} was lost: {serving.reason}")
+        steadier = [site for site in proved if site.failures < serving.failures]
+        if steadier and self._is_unsteady(serving, now_s):
+            why = f"{serving.engine} was lost {serving.losses} times: {serving.reason}"
+            return Decision(Act.SERVE, steadier[0].engine, why)
         if self._is_better(best, serving):
             how = "it is faster" if self.fastest else "it is preferred"
             return Decision(Act.SERVE, best.engine, f"{how}, and proved the model")
@@ -193,11 +195,14 @@ class Placement:
             return None
         return Decision(Act.END, worst.engine, f"{serving.engine} serves")
 
-    def _may_be_better(self, site: Site, serving: Site) -> bool:
+    def _may_be_better(self, site: Site, serving: Site, now_s: float) -> bool:
         """Whether trying it makes sense beside what serves."""
+        if serving.state is State.FALTERING:
+            return True
+        steadier = self._is_unsteady(serving, now_s) and site.failures < serving.failures
         unmeasured = self.fastest and site.latency_us is None
         reserve = self.standby and not any(self._in(State.PROVED))
-        return serving.state is State.FALTERING or unmeasured or reserve or self._is_better(site, serving)
+        return steadier or unmeasured or reserve or self._is_better(site, serving)
 
     def _is_better(self, site: Site, serving: Site) -> bool:
         if not self.fastest:

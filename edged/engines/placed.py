@@ -276,7 +276,7 @@ class PlacedEngine:
 
     async def _rest(self, pulse: asyncio.Event) -> None:
         """Until something changes, or time alone may."""
-        wake_s = self.placement.wake_s()
+        wake_s = self.placement.wake_s(time.monotonic())
         until_s = self._looked_s + LOOK_S
         pause_s = max(0.01, min(until_s, until_s if wake_s is None else wake_s) - time.monotonic())
         with contextlib.suppress(TimeoutError):

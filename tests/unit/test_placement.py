@@ -94,7 +94,7 @@ def test_the_first_engine_that_is_present_and_proves_itself_serves() -> None:
     play.tell("tensorrt", Event.MISSING, "there is no GPU")
     assert play.settle() == "lava"
     assert play.state("onnxruntime") is State.IDLE, "a worse one is not even tried"
-    assert play.placement.wake_s() is None
+    assert play.placement.wake_s(play.now_s) is None
 
 
 def test_a_model_that_an_engine_cannot_run_goes_to_the_next_for_good() -> None:
@@ -136,7 +136,7 @@ def test_a_healed_engine_returns_after_a_pause_that_doubles() -> None:
     for _ in range(5):
         play.tell("lava", Event.LOST, "crashed")
         assert play.settle() == "onnxruntime"
-        due_s = play.placement.wake_s()
+        due_s = play.placement.wake_s(play.now_s)
         assert due_s is not None
         pauses.append(due_s - play.now_s)
         play.now_s = due_s - 0.1
@@ -153,20 +153,37 @@ def test_steady_service_is_forgiven() -> None:
         play.now_s += PATIENCE.steady_s
         play.tell("lava", Event.LOST, "crashed")
         assert play.settle() == "onnxruntime"
-        assert play.placement.wake_s() == play.now_s + 10.0
+        assert play.placement.wake_s(play.now_s) == play.now_s + 10.0
         play.now_s += 10.0
         assert play.settle() == "lava"
 
 
-def test_an_engine_that_falters_too_often_is_put_off_though_its_worker_would_return() -> None:
+def test_an_engine_that_falters_too_often_gives_way_though_its_worker_is_back() -> None:
     play = Play("lava", "onnxruntime")
     play.settle()
-    for _ in range(PATIENCE.losses - 1):
+    for _ in range(PATIENCE.losses):
+        assert play.settle() == "lava"
         play.tell("lava", Event.LOST, "crashed")
         play.tell("lava", Event.BACK)
-    play.tell("lava", Event.LOST, "crashed")
-    assert play.step() == Decision(Act.END, "lava", "lost 3 times: crashed")
     assert play.settle() == "onnxruntime"
+    assert play.done[-1] == Decision(Act.SERVE, "onnxruntime", "lava was lost 3 times: crashed")
+    play.now_s += 30.0
+    assert play.settle() == "onnxruntime"
+    play.now_s += 30.0
+    assert play.settle() == "lava"
+
+
+def test_of_two_that_falter_the_steadier_one_serves_and_they_do_not_take_turns() -> None:
+    play = Play("lava", "onnxruntime")
+    play.settle()
+    changes, serving = 0, "lava"
+    for _ in range(40):
+        play.tell(serving, Event.LOST, "crashed")
+        play.tell(serving, Event.BACK)
+        now = play.settle()
+        changes, serving = changes + (now != serving), now
+        play.now_s += 1.0
+    assert changes < 10
 
 
 def test_an_engine_alone_is_never_put_off() -> None:
@@ -187,7 +204,7 @@ def test_where_nothing_serves_attempts_are_frequent() -> None:
         play.tell("onnxruntime", Event.TRY)
         play.tell("onnxruntime", Event.FAIL, "no memory")
         assert play.placement.decide(play.now_s) is None
-        due_s = play.placement.wake_s()
+        due_s = play.placement.wake_s(play.now_s)
         assert due_s is not None
         pauses.append(due_s - play.now_s)
         play.now_s = due_s
