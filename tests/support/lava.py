@@ -79,7 +79,7 @@ def manifest_of(spec: GraphSpec) -> dict[str, Any]:
 
 
 def run_lava(folder: Path, cases: list[Case], engine: str = "cpu") -> list[Result]:
-    """Run every case on one of Lava's engines (cpu, cpu_fixed, sim)."""
+    """Run every case on one of Lava's engines: cpu, cpu_fixed, sim (one case only), or a module of tests.support."""
     for number, case in enumerate(cases):
         place = folder / f"{number:03}"
         place.mkdir(parents=True, exist_ok=True)

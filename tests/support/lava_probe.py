@@ -21,7 +21,8 @@ from edged.engines.worker.lava.spec import read_graph, read_spec
 
 def main(folder: Path, engine: str) -> None:
     """Run all cases."""
-    module = importlib.import_module(f"edged.engines.worker.lava.{engine}")
+    package = "tests.support" if engine.startswith("lava_") else "edged.engines.worker.lava"
+    module = importlib.import_module(f"{package}.{engine}")
     for place in sorted(path for path in folder.iterdir() if path.is_dir()):
         try:
             spec = read_spec(place)
