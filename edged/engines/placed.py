@@ -14,7 +14,7 @@ import logging
 import shutil
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -77,7 +77,9 @@ class PlacedEngine:
         self._ended_loss = ""
         self._pulse = asyncio.Event()  # replaced at every change
         self._looked_s = float("-inf")
-        self._tasks: asyncio.TaskGroup
+        self._proofs: set[asyncio.Task[None]] = set()
+        self._ends: set[asyncio.Task[None]] = set()
+        self._defect: BaseException | None = None  # of a task of ours
         self._over = False
 
     # The port
@@ -121,21 +123,26 @@ class PlacedEngine:
     # Life
 
     async def run(self) -> None:
-        """Keep the best engine serving until cancelled."""
+        """Keep the best engine serving until cancelled. No worker is left when it returns."""
         try:
-            async with asyncio.TaskGroup() as tasks:
-                self._tasks = tasks
-                while True:
-                    pulse = self._pulse
-                    self._look()
-                    decision = self.placement.decide(time.monotonic())
-                    if decision is not None:
-                        self._carry_out(decision)
-                    else:
-                        await self._rest(pulse)
+            while self._defect is None:
+                pulse = self._pulse
+                self._look()
+                decision = self.placement.decide(time.monotonic())
+                if decision is not None:
+                    self._carry_out(decision)
+                else:
+                    await self._rest(pulse)
+            raise self._defect
         finally:
             self._over = True
             self._stir()
+            for proof in self._proofs:
+                proof.cancel()
+            await asyncio.gather(*self._proofs, return_exceptions=True)
+            for name in list(self._posts):
+                self._retire(name)
+            await asyncio.gather(*self._ends, return_exceptions=True)
 
     async def wait_serving(self, attempts: int | None) -> None:
         """Return once an engine serves. Raises what the engines said when none can run the model.
@@ -198,8 +205,8 @@ class PlacedEngine:
             self._on_change(name, engine, stands, reason)
 
         engine = WorkerEngine(self._specs[name], self._job, budget=self._budget, patience_s=0.0, on_change=on_change)
-        self._posts[name] = _Post(engine, self._tasks.create_task(engine.run(), name=f"engine:{name}"))
-        self._tasks.create_task(self._prove(name, engine), name=f"proof:{name}")
+        self._posts[name] = _Post(engine, asyncio.create_task(engine.run(), name=f"engine:{name}"))
+        self._start(self._prove(name, engine), self._proofs)
 
     async def _prove(self, name: str, engine: WorkerEngine) -> None:
         try:
@@ -228,16 +235,28 @@ class PlacedEngine:
 
     def _retire(self, name: str) -> None:
         """End a worker, once the calls that are with it are answered."""
-        self._tasks.create_task(self._end(self._posts.pop(name)), name=f"end:{name}")
+        self._start(self._end(self._posts.pop(name)), self._ends)
 
     async def _end(self, post: _Post) -> None:
         deadline = time.monotonic() + DRAIN_S
-        while post.calls and post.engine.stands and time.monotonic() < deadline:
+        while post.calls and post.engine.stands and not self._over and time.monotonic() < deadline:
             await asyncio.sleep(0.005)
         post.task.cancel()
         await asyncio.gather(post.task, return_exceptions=True)
         self._ended_crashes += post.engine.crashes
         self._ended_loss = post.engine.loss or self._ended_loss
+
+    def _start(self, work: Coroutine[None, None, None], those: set[asyncio.Task[None]]) -> None:
+        task = asyncio.create_task(work)
+        those.add(task)
+        task.add_done_callback(those.discard)
+        task.add_done_callback(self._notice)
+
+    def _notice(self, task: asyncio.Task[None]) -> None:
+        """A task of ours that raises is a defect: ``run`` raises it."""
+        if not task.cancelled() and task.exception() is not None:
+            self._defect = task.exception()
+            self._stir()
 
     # What happens
 
