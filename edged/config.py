@@ -16,7 +16,7 @@ import msgspec
 from edged.domain import Policy
 from edged.settings import NAME, InvalidSettings, Name, Problem, parse, read_toml
 
-EngineName = Literal["onnxruntime", "lava", "lava-sim", "lava-loihi2"]
+EngineName = Literal["onnxruntime", "lava", "lava-fixed", "lava-sim", "lava-loihi2"]
 ENGINES: tuple[str, ...] = get_args(EngineName)
 Finding = tuple[str, object, str]  # field, value, hint
 Positive = Annotated[int, msgspec.Meta(ge=1, description="must be a whole number, at least 1")]
