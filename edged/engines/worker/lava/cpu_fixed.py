@@ -21,7 +21,7 @@ from edged.engines.worker.lava.fixed import Fixed, quantise
 from edged.engines.worker.lava.inproc import InProcess
 from edged.engines.worker.lava.model import LavaModel
 from edged.engines.worker.lava.network import Network
-from edged.engines.worker.lava.wiring import Style, wire
+from edged.engines.worker.lava.wiring import IN_THREAD, wire
 
 GOLDEN = "golden.npz"
 WINDOWS = "free.input"
@@ -40,7 +40,7 @@ class Engine:
 def make(network: Network, spec: GraphSpec, bundle: Path) -> LavaModel:
     """A network on Lava's fixed-point models; the golden windows of ``bundle`` say how large its numbers become."""
     fixed = fit(network, spec, bundle)
-    wired = wire(fixed.network, fixed.lifs, Style(convolve=False, graded=True))
+    wired = wire(fixed.network, fixed.lifs, IN_THREAD)
     return LavaModel(network, spec, wired, InProcess(wired, Loihi2SimCfg(select_tag="fixed_pt")), fixed)
 
 
