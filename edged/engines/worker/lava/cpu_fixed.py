@@ -21,6 +21,7 @@ from edged.engines.worker.lava.fixed import Fixed, quantise
 from edged.engines.worker.lava.inproc import InProcess
 from edged.engines.worker.lava.model import LavaModel
 from edged.engines.worker.lava.network import Network
+from edged.engines.worker.lava.neurons import Range
 from edged.engines.worker.lava.wiring import IN_THREAD, wire
 
 GOLDEN = "golden.npz"
@@ -50,9 +51,8 @@ def fit(network: Network, spec: GraphSpec, bundle: Path) -> Fixed:
         windows: Any = golden[WINDOWS].astype(np.float32)
     (entry,) = spec.inputs
     floating = cpu.make(network, spec, bundle)
-    ranges: dict[str, float] = {}
+    ranges: dict[str, Range] = {}
     for window in windows:
         floating.window({entry.name: window})
-        for name, largest in floating.ranges().items():
-            ranges[name] = max(largest, ranges.get(name, 0.0))
+        ranges = {name: found.widened(ranges.get(name, found)) for name, found in floating.ranges().items()}
     return quantise(network, ranges, {entry.name: float(np.abs(windows).max())})
