@@ -1,4 +1,4 @@
-"""The command line of the scripts that make a bundled model anew: into a directory, or in place of the committed one."""
+"""The command line of scripts that make a bundled model anew: into a directory, or in place of the committed one."""
 
 from __future__ import annotations
 
