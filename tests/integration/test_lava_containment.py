@@ -23,7 +23,7 @@ from edged.engines.engine import WorkerEngine, open_engine
 from edged.engines.life import Job, WorkerSpec
 from edged.engines.worker.lava import containment
 from edged.engines.worker.lava.containment import FOLDER, SEGMENT, SEGMENTS, mark, sweep
-from edged.errors import EngineError, EngineLost
+from edged.errors import EngineLost
 from tests.support.bundles import make_bundle
 from tests.support.lava import lava_python
 from tests.support.tree import ROOT
@@ -94,6 +94,7 @@ async def lost(engine: WorkerEngine, pid: int) -> str:
     return engine.facts().reason
 
 
+@pytest.mark.slow
 def test_a_model_proves_itself_in_lavas_own_runtime_which_ends_with_the_worker(bundle: Bundle, tmp_path: Path) -> None:
     async def use(engine: WorkerEngine) -> None:
         report = await prove(engine, bundle)
@@ -132,6 +133,7 @@ def test_a_killed_child_of_lavas_ends_the_worker_at_once(bundle: Bundle, tmp_pat
     in_sim(bundle, tmp_path, use)
 
 
+@pytest.mark.slow
 def test_a_stopped_child_of_lavas_is_ended_by_the_deadline(bundle: Bundle, tmp_path: Path) -> None:
     async def use(engine: WorkerEngine) -> None:
         pid = engine.facts().pid
@@ -179,6 +181,18 @@ def start(place: Path, code: str) -> subprocess.Popen[str]:
     assert process.stdout is not None
     assert process.stdout.readline() == "built\n"
     return process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay_s", [0.4, 0.8, 1.2, 1.6, 2.0, 2.4])
+def test_a_worker_that_is_killed_while_it_starts_leaves_nothing(place: Path, delay_s: float) -> None:
+    process = subprocess.Popen(
+        [lava_python(), "-c", RUN, str(place)], cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL
+    )
+    time.sleep(delay_s)
+    process.kill()
+    process.wait()
+    wait_until(lambda: not group(process.pid))
 
 
 def test_control_without_the_guard_processes_and_segments_stay(place: Path) -> None:
@@ -246,6 +260,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 def test_a_killed_daemon_takes_everything_along(bundle: Bundle, tmp_path: Path) -> None:
     command = [sys.executable, "-c", DAEMON, str(bundle.path), str(tmp_path), lava_python()]
     daemon = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -257,8 +272,3 @@ def test_a_killed_daemon_takes_everything_along(bundle: Bundle, tmp_path: Path) 
     daemon.wait()
     daemon.stdout.close()
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in [worker, *children]))
-
-
-def test_a_refusal_names_the_node_in_this_engine_too(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"node 'first' \(edged.snn.CubaLIF\)"):
-        in_sim(make_bundle(tmp_path / "cuba", kind="cuba"), tmp_path / "cache", lambda _: None)

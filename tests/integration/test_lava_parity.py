@@ -28,6 +28,7 @@ from tests.support.tree import ROOT
 
 SEEDS = range(30)
 SIM_SEEDS = range(26)
+FEW = range(8)
 
 
 def batched(case: Case) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def stock_spikes(case: Case) -> dict[str, Any]:
 def test_random_networks_give_the_same_numbers_on_numpy_onnxruntime_and_lava(tmp_path: Path) -> None:
     cases = [random_case(seed) for seed in SEEDS]
     active = 0
-    for seed, (case, result) in enumerate(zip(cases, run_lava(tmp_path, cases, steps=True), strict=True)):
+    for seed, (case, result) in enumerate(zip(cases, run_lava(tmp_path, cases), strict=True)):
         assert not result.refusal, (seed, result.refusal)
         reference, _ = Reference(case.model, case.spec).window(batched(case))
         np.testing.assert_array_equal(stock_scores(case), reference, err_msg=f"ONNX Runtime, seed {seed}")
@@ -71,8 +72,13 @@ def test_random_networks_give_the_same_numbers_on_numpy_onnxruntime_and_lava(tmp
         for name, total in stock_spikes(case).items():
             np.testing.assert_array_equal(result.spikes[name], total, err_msg=f"spikes of {name}, seed {seed}")
             active += bool(total.any())
-        assert_same_steps(case, result, seed)
     assert active > len(SEEDS)  # the networks do spike, most of them in more than one layer
+
+
+def test_single_steps_are_those_of_the_reference_with_every_state(tmp_path: Path) -> None:
+    cases = [random_case(seed) for seed in FEW]
+    for seed, (case, result) in enumerate(zip(cases, run_lava(tmp_path, cases, steps=True), strict=True)):
+        assert_same_steps(case, result, seed)
 
 
 def assert_same_steps(case: Case, result: Result, seed: int) -> None:
@@ -89,10 +95,10 @@ def assert_same_steps(case: Case, result: Result, seed: int) -> None:
 
 
 def test_control_without_the_corrections_random_networks_differ(tmp_path: Path) -> None:
-    cases = [random_case(seed) for seed in SEEDS]
+    cases = [random_case(seed) for seed in FEW]
     results = run_lava(tmp_path, cases, "lava_careless")
     same = [np.array_equal(result.scores, stock_scores(case)) for case, result in zip(cases, results, strict=True)]
-    assert sum(same) < len(same) / 2
+    assert sum(same) <= len(same) - 2
 
 
 @pytest.mark.slow
@@ -163,7 +169,7 @@ def test_the_published_cnn_has_the_same_labels_and_spikes_on_lava(tmp_path: Path
 
 
 def test_random_networks_in_loihis_integers_spike_about_as_often(tmp_path: Path) -> None:
-    cases = [random_case(seed, alike=True) for seed in SEEDS]
+    cases = [random_case(seed, alike=True) for seed in FEW]
     spikes, difference = 0, 0
     for seed, (case, result) in enumerate(zip(cases, run_lava(tmp_path, cases, "cpu_fixed"), strict=True)):
         assert not result.refusal, (seed, result.refusal)
@@ -171,7 +177,7 @@ def test_random_networks_in_loihis_integers_spike_about_as_often(tmp_path: Path)
             spikes += int(total.sum())
             difference += int(np.abs(result.spikes[name] - total).sum())
     print(f"\n{difference} of {spikes} spikes")
-    assert spikes > 1000
+    assert spikes > 300
     assert difference <= RANDOM * spikes
 
 

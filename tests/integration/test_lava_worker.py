@@ -35,7 +35,7 @@ def on_lava(bundle: Bundle, cache: Path, use: Callable[[WorkerEngine], Awaitable
     return asyncio.run(main())
 
 
-@pytest.mark.parametrize("kind", ["dense", "conv", "sequence", "events"])
+@pytest.mark.parametrize("kind", ["conv", "sequence"])
 def test_a_model_proves_itself(tmp_path: Path, kind: Kind) -> None:
     bundle = make_bundle(tmp_path / kind, kind=kind)
 

@@ -96,6 +96,15 @@ def test_thresholds_far_below_the_currents_are_refused_by_node() -> None:
         integers("IFZ", np.eye(SIZE), current=1e6, v_th=1.0, v_reset=0.0)
 
 
+def test_a_weight_that_no_golden_window_used_fits_as_well() -> None:
+    weights = np.eye(SIZE)
+    weights[0, 0] = 500.0
+    for op, parameters in (("IF", {"v_sub": 1.0}), ("IFZ", {"v_reset": 0.0})):
+        fixed = integers(op, weights, current=0.5, potential=0.5, v_th=1.0, **parameters)
+        assert all(link.exponent <= 7 for link in fixed.network.links)
+        np.testing.assert_allclose(incoming(fixed)[0, 0], 500.0, rtol=0.01)
+
+
 def test_potentials_have_room_beyond_the_golden_windows() -> None:
     for current, potential in ((4.0, 16.0), (0.1, 300.0), (50.0, 50.0)):
         scale = integers("IF", np.eye(SIZE), current=current, potential=potential, v_th=1.0, v_sub=1.0)

@@ -17,18 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from edged.engines.worker.lava.affine import Unsupported, refused
+from edged.engines.worker.lava.affine import refused
 from edged.engines.worker.lava.network import CUBA, HARD, SOFT, Gate, Link, Network, Population
 from edged.engines.worker.lava.neurons import Range
 
 UNITY = 4096  # decays are in 1/4096
 MEMBRANE = 64  # potentials are currents shifted up by 6 bits
-CURRENT_MAX = 1 << 14  # half of 16 bits with a sign: windows beyond the golden ones have room
+CURRENT_MAX = 1 << 14  # half of 16 bits with a sign: windows beyond the golden ones have room; also of one weight
 POTENTIAL_MAX = 1 << 16  # half of 24 bits with a sign, which the shift by 6 leaves 18 of
 BIAS_MAX, BIAS_EXPONENT = 4095, 7  # 13 bits, times at most 2^7
 WEIGHT_MAX = 254  # even, with a sign
 COARSE = 128  # what a message carries for the coarse part of a constant current
-EXPONENTS = (-8, 7)  # of a link's weights
+LEAST_EXPONENT = -8  # of a link's weights; the largest is 7
 INPUT_MAX = 255
 
 
@@ -46,7 +46,7 @@ def quantise(network: Network, ranges: Mapping[str, Range], peaks: Mapping[str, 
     """The nearest network that Loihi runs. ``ranges``: of each population in the golden windows; ``peaks``: the largest
     magnitude of each input. Raises Unsupported, naming the node."""
     inputs = {name: INPUT_MAX / 2.0 ** np.ceil(np.log2(peak)) if peak > 0 else 1.0 for name, peak in peaks.items()}
-    scales = {p.name: _scale(p, ranges[p.name]) for p in network.populations}
+    scales = {p.name: _scale(p, ranges[p.name], _heaviest(network, p.name, inputs)) for p in network.populations}
     links = tuple(_link(link, scales[link.target], inputs.get(link.source, 1.0)) for link in network.links)
     gates, exponents = {}, {}
     for population in network.populations:
@@ -57,10 +57,20 @@ def quantise(network: Network, ranges: Mapping[str, Range], peaks: Mapping[str, 
     return Fixed(made, lifs, {name: MEMBRANE * scale for name, scale in scales.items()}, inputs)
 
 
-def _scale(population: Population, largest: Range) -> Any:
+def _heaviest(network: Network, name: str, inputs: Mapping[str, float]) -> float:
+    """The largest weight that leads into a population, or constant current: golden windows may not have used it."""
+    into = [link for link in network.links if link.target == name]
+    weights = [float(np.abs(link.weights.data).max(initial=0.0)) / inputs.get(link.source, 1.0) for link in into]
+    return max([*weights, *(float(np.abs(current).max()) for current in network.gates[name].values())])
+
+
+def _scale(population: Population, largest: Range, heaviest: float) -> Any:
     """Steps of the current's unit, one number a neuron."""
     v_th = population.parameters["v_th"].astype(np.float64)
-    finest = min(CURRENT_MAX / max(largest.current, 1e-9), POTENTIAL_MAX / max(largest.potential, float(v_th.max())))
+    finest = min(
+        CURRENT_MAX / max(largest.current, heaviest, float(v_th.max())),
+        POTENTIAL_MAX / max(largest.potential, float(v_th.max())),
+    )
     if population.op in (*SOFT, "Threshold"):
         finest = min(finest, BIAS_MAX * 2**BIAS_EXPONENT / MEMBRANE / float(v_th.max()))
         return np.full(population.size, finest)
@@ -98,10 +108,7 @@ def _exponent(values: Any) -> int:
     peak = float(np.abs(values).max(initial=0.0))
     if peak == 0:
         return 0
-    exponent = max(int(np.ceil(np.log2(peak / WEIGHT_MAX))), EXPONENTS[0])
-    if exponent > EXPONENTS[1]:
-        raise Unsupported(f"weights of {peak:g} steps of the current; Loihi has at most {WEIGHT_MAX << EXPONENTS[1]}")
-    return exponent
+    return max(int(np.ceil(np.log2(peak / WEIGHT_MAX))), LEAST_EXPONENT)  # at most 7: ``CURRENT_MAX`` bounds the peak
 
 
 def _integers_of(values: Any, exponent: int) -> Any:
