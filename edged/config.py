@@ -88,7 +88,7 @@ class Models(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SpoolSource(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="spool"):
-    """A directory into which somebody moves finished files: .npy, .png, .bs2, .bin."""
+    """A directory into which somebody moves finished files: .npy, .png, .bs2, .bin, .dat, .aedat."""
 
     name: Name
     path: Path
