@@ -88,6 +88,7 @@ class SerialWindowsSource:
                 return
             if data:
                 await self._take(data, intake)
+                await asyncio.sleep(0)  # a writer that is faster than this loop must not have it for itself
             elif is_fifo:  # stays open, or what the next writer brings at once would be lost
                 self._say("nobody writes to it")
                 await asyncio.sleep(RETRY_S)

@@ -223,6 +223,27 @@ def test_a_fifo_keeps_its_writer_waiting_while_nothing_can_be_taken(tmp_path: Pa
     asyncio.run(main())
 
 
+class Sink(Gate):
+    """An intake that never makes its source wait, as a queue that drops."""
+
+    async def offer(self, _frame: Frame, _on_ended: OnEnded) -> None:
+        return
+
+
+@pytest.mark.timeout(30)
+def test_a_writer_without_end_leaves_the_event_loop_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    monkeypatch.setattr(os, "read", lambda _fd, size: bytes(size))  # there is always more
+
+    async def main() -> None:
+        async with running(source(fifo, []), Sink()):
+            for _ in range(100):
+                await asyncio.sleep(0.001)
+
+    asyncio.run(main())
+
+
 def test_what_is_no_line_is_refused_and_what_is_away_is_waited_for(tmp_path: Path) -> None:
     told: list[tuple[str, str]] = []
     (tmp_path / "file").write_bytes(b"abc")
