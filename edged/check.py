@@ -39,6 +39,8 @@ def check(config: settings.Config) -> Iterator[Finding]:
         for source in pipeline.source:
             if isinstance(source, settings.SpoolSource):
                 yield Finding(f"spool {source.path}", _writable(source.path))
+            if isinstance(source, settings.SerialWindowsSource):
+                yield Finding(f"line {source.path}", _line(source.path))
         yield from (_model(pipeline, engine, config) for engine in pipeline.engines)
     if config.models.allow_unsigned:
         yield Finding("models", "allow_unsigned is set: bundles without a signature are taken (for development only)")
@@ -50,6 +52,15 @@ def _writable(directory: Path) -> str:
     if not there.is_dir():
         return f"{there} is not a directory"
     return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} is not writable for user {os.geteuid()}"
+
+
+def _line(path: Path) -> str:
+    """Why a line cannot be read, or nothing."""
+    if not path.exists():
+        return "is not there; the source waits for it"
+    if not path.is_char_device() and not path.is_fifo():
+        return "is no serial line, FIFO or IIO buffer"
+    return "" if os.access(path, os.R_OK) else f"is not readable for user {os.geteuid()}"
 
 
 def _model(pipeline: settings.Pipeline, engine: str, config: settings.Config) -> Finding:

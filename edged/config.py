@@ -6,6 +6,7 @@ are relative to the file. Reads no environment.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,10 @@ from edged.settings import NAME, InvalidSettings, Name, Problem, parse, read_tom
 
 EngineName = Literal["onnxruntime", "lava", "lava-fixed", "lava-sim", "lava-loihi2"]
 ENGINES: tuple[str, ...] = get_args(EngineName)
+SampleType = Literal["s16le", "s16be", "s32le", "s32be", "f32le"]
+# Speeds that every serial driver of Linux knows by name (termios(3)).
+BAUDS = (1200, 2400, 4800, 9600, 19200, 38400, 57600, 115200, 230400, 460800, 500000, 576000, 921600, 1000000, 1152000,
+         1500000, 2000000, 2500000, 3000000, 3500000, 4000000)  # fmt: skip
 Finding = tuple[str, object, str]  # field, value, hint
 Positive = Annotated[int, msgspec.Meta(ge=1, description="must be a whole number, at least 1")]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400, description="must be seconds, more than 0")]
@@ -88,7 +93,7 @@ class Models(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SpoolSource(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="spool"):
-    """A directory into which somebody moves finished files: .npy, .png, .bs2, .bin."""
+    """A directory into which somebody moves finished files: .npy, .png, .bs2, .bin, .dat, .aedat."""
 
     name: Name
     path: Path
@@ -115,7 +120,33 @@ class ReplaySource(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", 
             yield "path", str(self.path), "no such file or directory"
 
 
-SourceConfig = SpoolSource | HttpSource | ReplaySource
+class SerialWindowsSource(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="serial-windows"):
+    """Windows of a sensor's samples from a serial line, a FIFO or an IIO buffer (``edged.sources.sample_stream``).
+
+    A window has the shape (channels, window); samples are multiplied by ``scale``. ``baud`` is for serial lines only.
+    """
+
+    name: Name
+    path: Path
+    sample: Annotated[SampleType, msgspec.Meta(description=f"must be {', '.join(get_args(SampleType))}")]
+    window: Annotated[int, msgspec.Meta(ge=1, le=1 << 20, description="must be samples, 1 to 1048576")]
+    hop: Annotated[int, msgspec.Meta(ge=0, description="must be samples, at most window; 0: as many as window")] = 0
+    channels: Annotated[int, msgspec.Meta(ge=1, le=64, description="must be 1 to 64")] = 1
+    scale: float = 1.0
+    framing: Annotated[Literal["blocks", "raw"], msgspec.Meta(description="must be blocks or raw")] = "blocks"
+    baud: int = 115200
+
+    def check(self) -> Iterator[Finding]:
+        """Windows must not leave samples out, and the line must know its speed."""
+        if self.hop > self.window:
+            yield "hop", self.hop, "must be at most window: no sample is left out"
+        if not math.isfinite(self.scale) or self.scale == 0:
+            yield "scale", self.scale, "must be a number other than 0"
+        if self.baud not in BAUDS:
+            yield "baud", self.baud, f"must be one of {', '.join(map(str, BAUDS))}"
+
+
+SourceConfig = SpoolSource | HttpSource | ReplaySource | SerialWindowsSource
 
 
 class Pipeline(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import functools
 import logging
 import time
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,8 @@ from edged.ready import CRASHES, Ready, Recipe, Running, end_tasks, make_ready
 from edged.sources.inlet import InletSource
 from edged.sources.rejected import RejectedFolder
 from edged.sources.replay import ReplaySource
+from edged.sources.sample_stream import FRAMINGS, Windows
+from edged.sources.serial_windows import SerialWindowsSource
 from edged.sources.spool import SpoolSource
 
 log = logging.getLogger(__name__)
@@ -88,7 +91,8 @@ class Lane:
     slot: Slot | None = None  # of an installed model
     pipeline: Pipeline | None = None
     trial: str = ""  # how far a trial has come, or why the last one was taken back
-    source_reasons: dict[str, str] = field(default_factory=dict)
+    source_reasons: dict[str, str] = field(default_factory=dict)  # why a source brings nothing
+    source_notes: dict[str, str] = field(default_factory=dict)  # what a source has lost
     _ready: list[Ready] = field(default_factory=list)  # what has a worker; the last one runs, or is to
 
     async def run(self) -> None:
@@ -285,6 +289,22 @@ class Lane:
                 return ReplaySource(source.name, source.path, source.rate_hz, loop=source.loop)
             case settings.HttpSource():
                 return self._make_inlet(source.name)
+            case settings.SerialWindowsSource():
+                return self._make_serial(source)
+
+    def _make_serial(self, source: settings.SerialWindowsSource) -> SerialWindowsSource:
+        windows = Windows(source.sample, source.channels, source.window, source.hop or source.window, source.scale)
+        framing = FRAMINGS[source.framing](windows.scan_bytes)
+        tell = functools.partial(self._tell_source, source.name)
+        return SerialWindowsSource(source.name, source.path, source.baud, framing, windows, tell)
+
+    def _tell_source(self, name: str, reason: str, note: str) -> None:
+        """A source says why it brings nothing (or nothing), and what it has lost."""
+        self.source_notes[name] = note
+        if reason:
+            self.source_reasons[name] = reason
+        else:
+            self.source_reasons.pop(name, None)
 
     def _make_inlet(self, name: str) -> InletSource:
         assert self.bundle is not None

@@ -137,6 +137,7 @@ def _pipeline(lane: Lane, totals: dict[str, Totals]) -> PipelineFacts:
             in_flight=flow.in_flight[source.name] if flow is not None else 0,
             state="failed" if source.name in lane.source_reasons else "running",
             reason=lane.source_reasons.get(source.name, ""),
+            note=lane.source_notes.get(source.name, ""),
         )
         for source in lane.config.source
     )

@@ -47,7 +47,10 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SourceFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """received = committed + rejected + dropped, durably; ``in_flight`` are received and not ended yet."""
+    """received = committed + rejected + dropped, durably; ``in_flight`` are received and not ended yet.
+
+    ``reason``: why it brings nothing. ``note``: what never reached it, where it can tell.
+    """
 
     name: str
     kind: str
@@ -58,6 +61,7 @@ class SourceFacts(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: int = 0
     state: str = "running"
     reason: str = ""
+    note: str = ""
 
 
 class PipelineFacts(msgspec.Struct, frozen=True, kw_only=True):

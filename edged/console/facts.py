@@ -119,7 +119,7 @@ def _source(one: SourceFacts, pipeline: str) -> Row:
             count(one.dropped, Tone.WARN),
             count(one.in_flight),
         ),
-        one.reason,
+        "; ".join(told for told in (one.reason, one.note) if told),
     )
 
 

@@ -1,4 +1,4 @@
-"""Turns the bytes of a file into a payload, by its suffix: ``.npy``, ``.png``, ``.bs2``, ``.bin``.
+"""Turns the bytes of a file into a payload, by its suffix: ``.npy``, ``.png``, or a recording of ``events``.
 
 Decodes what strangers send: sizes are checked before memory is taken, pickles are refused, and everything that is wrong
 raises FrameRejected with the reason. Does not look at models: shapes are checked when the frame is encoded.
@@ -16,7 +16,7 @@ import numpy as np
 
 from edged.domain import Array, Payload
 from edged.errors import FrameRejected
-from edged.sources.events import decode_saccade
+from edged.sources.events import decode_aedat, decode_dat, decode_saccade
 
 MAX_BYTES = 64 << 20  # a frame is one input: 64 MiB is far above a 4K image or a long recording
 MAX_PIXELS = 64 << 20  # against decompression bombs, which a PNG of a few kilobytes can be
@@ -91,4 +91,6 @@ DECODERS: dict[str, Callable[[bytes], Payload]] = {
     ".png": decode_png,
     ".bs2": decode_saccade,
     ".bin": decode_saccade,
+    ".dat": decode_dat,
+    ".aedat": decode_aedat,
 }

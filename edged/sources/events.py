@@ -1,37 +1,157 @@
 """Decoders of event-camera recordings: bytes in, ``Events`` out. No I/O.
 
-``.bs2`` and N-MNIST ``.bin``: five bytes an event, ``x``, ``y``, then 24 bits big-endian: polarity (1 bit) and time in
-microseconds (23 bits). An event with ``y == 240`` is no event but a carry of the sensor's 13-bit clock (Orchard et al.,
-"Converting Static Image Datasets to Spiking Neuromorphic Datasets Using Saccades", 2015, and its reader).
+All of them work on whole arrays, read a header of at most HEADER_BYTES, and believe no declared size. Coordinates are
+those of the file: the origin of ``.aedat`` lies below on the left, of the others above on the left. A recording whose
+time runs backwards is refused; one without events is refused too, for there is no telling it from a damaged one.
+
+- ``.bs2`` and N-MNIST ``.bin``: five bytes an event, ``x``, ``y``, then 24 bits big-endian: polarity (1 bit) and time
+  in microseconds (23 bits). An event with ``y == 240`` is no event but a carry of the sensor's 13-bit clock (Orchard et
+  al., "Converting Static Image Datasets to Spiking Neuromorphic Datasets Using Saccades", 2015, and its reader).
+- Prophesee ``.dat``, version 2: lines that begin with ``%``, a byte for the type (0 or 12), one for the size (8), then
+  two little-endian words an event: microseconds; x (14 bits), y (14 bits), polarity (4 bits), from the lowest bit up.
+- AEDAT 2.0 ``.aedat``: lines that begin with ``#``, then two big-endian words an event: address; microseconds. The chip
+  that the header names says what an address means (inivation, "AEDAT 2.0"): of a DAVIS, bit 31 frames and inertial data
+  (passed over), bits 22 to 30 y, 12 to 21 x, 11 polarity, 10 a signal from outside (passed over); of a DVS128, bit 15 a
+  signal from outside, bits 8 to 14 y, 1 to 7 x, 0 polarity. A polarity of 1 is on.
 """
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from edged.domain import Events
 from edged.errors import FrameRejected
 
-EVENT_BYTES = 5
+HEADER_BYTES = 1 << 20  # jAER writes all its preferences into the header, some 175 kB; more is no header
+SACCADE_BYTES = 5
 CARRY_Y = 240
 CARRY_US = 1 << 13
+RECORD_BYTES = 8  # of .dat and .aedat
+DAT_TYPES = (0, 12)  # Event2d and EventCD; 14 are trigger signals
+DAT_LINES = re.compile(rb"(?:%[^\n]*\n)*+")
+AEDAT_LINES = re.compile(rb"(?:#[^\x00-\x08\x0b\x0c\x0e-\x1f\n]*\n)*+")  # text only: the first event may begin with a #
+AEDAT_END = b"#End Of ASCII Header\r\n"
+
+Numbers = NDArray[np.int64]
 
 
 def decode_saccade(data: bytes) -> Events:
     """Decode ``.bs2`` or ``.bin``. Raises FrameRejected when bytes are missing or time runs backwards."""
-    if not data or len(data) % EVENT_BYTES:
+    if not data or len(data) % SACCADE_BYTES:
         raise FrameRejected(f"an event recording of {len(data)} bytes is not a whole number of 5-byte events")
-    raw = np.frombuffer(data, np.uint8).reshape(-1, EVENT_BYTES).astype(np.int64)
-    t_us = (raw[:, 2] & 0x7F) << 16 | raw[:, 3] << 8 | raw[:, 4]
+    raw = np.frombuffer(data, np.uint8).reshape(-1, SACCADE_BYTES)
+    t_us = raw[:, 2].astype(np.int64)
+    t_us &= 0x7F
+    for column in (3, 4):
+        t_us <<= 8
+        t_us |= raw[:, column]
     carry = raw[:, 1] == CARRY_Y
-    t_us = (t_us + np.cumsum(carry) * CARRY_US)[~carry]
-    if np.any(np.diff(t_us) < 0):
-        at = int(np.argmax(np.diff(t_us) < 0)) + 1
-        raise FrameRejected(f"time runs backwards at event {at}", "the recording is damaged or of another format")
-    raw = raw[~carry]
+    if carry.any():
+        t_us += np.cumsum(carry) * CARRY_US
+        raw, t_us = raw[~carry], t_us[~carry]
     return Events(
         x=raw[:, 0].astype(np.uint16),
         y=raw[:, 1].astype(np.uint16),
         polarity=(raw[:, 2] >> 7).astype(np.uint8),
-        t_us=t_us,
+        t_us=_in_order(t_us),
     )
+
+
+def decode_dat(data: bytes) -> Events:
+    """Decode a Prophesee ``.dat``, version 2. Raises FrameRejected."""
+    end = _header_end(DAT_LINES, data)
+    stated = dict(re.findall(rb"^% (Version|Width|Height) (\d{1,9})[ \r]*$", data[:end], re.MULTILINE))
+    if stated.get(b"Version") != b"2":
+        raise FrameRejected("not a .dat of version 2", "its header must say '% Version 2'; write it again as version 2")
+    kind, size = (*data[end : end + 2], -1, -1)[:2]
+    if kind not in DAT_TYPES or size != RECORD_BYTES:
+        raise FrameRejected(f"a .dat of type {kind} and {size} bytes an event holds no events of a camera")
+    words = _records(data, end + 2, "<u4")
+    where = words[:, 1]
+    x, y = (where & 0x3FFF).astype(np.uint16), (where >> 14 & 0x3FFF).astype(np.uint16)
+    polarity = (where >> 28).astype(np.uint8)
+    if polarity.max() > 1:
+        raise FrameRejected(f"a polarity is {polarity.max()}", "it must be 0 (off) or 1 (on)")
+    for values, name in ((x, b"Width"), (y, b"Height")):
+        if name in stated and values.max() >= int(stated[name]):
+            side = name.decode().lower()
+            raise FrameRejected(f"an event lies at {values.max()}, beyond the {side} {int(stated[name])} of the header")
+    return Events(x=x, y=y, polarity=polarity, t_us=_in_order(words[:, 0].astype(np.int64)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Chip:
+    """Where a chip has the parts of an address. A word with a bit of ``other`` is no event of a pixel."""
+
+    x: tuple[int, int]  # shift, mask
+    y: tuple[int, int]
+    polarity: int
+    other: int
+
+
+DVS128 = _Chip(x=(1, 0x7F), y=(8, 0x7F), polarity=0, other=0xFFFF8000)
+DAVIS = _Chip(x=(12, 0x3FF), y=(22, 0x1FF), polarity=11, other=1 << 31 | 1 << 10)
+
+
+def decode_aedat(data: bytes) -> Events:
+    """Decode AEDAT 2.0. Time counts from the first record of any kind. Raises FrameRejected."""
+    if not data.startswith(b"#!AER-DAT2.0"):
+        raise FrameRejected("not an AEDAT 2.0 recording (its first line says otherwise)", "write it again as AEDAT 2.0")
+    at = data.find(AEDAT_END, 0, HEADER_BYTES)
+    end = at + len(AEDAT_END) if at >= 0 else _header_end(AEDAT_LINES, data)
+    words = _records(data, end, ">u4")
+    chip = _chip(data[:end], words)
+    pixels = words[(words[:, 0] & chip.other) == 0]
+    if not len(pixels):
+        raise FrameRejected("the recording holds no events of pixels")
+    address, t_us = pixels[:, 0].astype(np.uint32), _in_order(pixels[:, 1].astype(np.int64))
+    return Events(
+        x=(address >> chip.x[0] & chip.x[1]).astype(np.uint16),
+        y=(address >> chip.y[0] & chip.y[1]).astype(np.uint16),
+        polarity=(address >> chip.polarity & 1).astype(np.uint8),
+        t_us=t_us - min(int(words[0, 1]), int(t_us[0])),
+    )
+
+
+def _chip(header: bytes, words: NDArray[Any]) -> _Chip:
+    """The chip that the header names. Old recordings of the DVS128 name none; their addresses have 16 bits."""
+    named = re.search(rb"^# ?AEChip: ?([\w.]{1,200})", header, re.MULTILINE)
+    name = named[1].decode().rpartition(".")[2] if named else ""
+    if name.upper().startswith("DAVIS"):
+        return DAVIS
+    if name.upper().startswith("DVS128") or (not name and not (words[:, 0] >> 16).any()):
+        return DVS128
+    told = f"the chip {name!r} of the recording is not known" if name else "the recording names no chip"
+    raise FrameRejected(told, "known: DVS128, DAVIS240, DAVIS346, DAVIS640, by the line '# AEChip: …'")
+
+
+def _header_end(lines: re.Pattern[bytes], data: bytes) -> int:
+    """Where the lines at the beginning end."""
+    found = lines.match(data, 0, HEADER_BYTES)
+    end = found.end() if found else 0
+    goes_on = data[end : end + 1] in (b"#", b"%") and b"\n" not in data[end:HEADER_BYTES]
+    if goes_on and len(data) > HEADER_BYTES:
+        raise FrameRejected(f"the header of the recording is longer than {HEADER_BYTES} bytes")
+    return end
+
+
+def _records(data: bytes, start: int, dtype: str) -> NDArray[Any]:
+    """(N, 2) words behind the header, N at least 1."""
+    body = len(data) - start
+    if body <= 0 or body % RECORD_BYTES:
+        raise FrameRejected(f"{max(0, body)} bytes behind the header are not a whole number of 8-byte events")
+    return np.frombuffer(data, dtype, offset=start).reshape(-1, 2)
+
+
+def _in_order(t_us: Numbers) -> Numbers:
+    """The same times. Raises FrameRejected where they run backwards."""
+    back = t_us[1:] < t_us[:-1]
+    if back.any():
+        at = int(np.argmax(back)) + 1
+        raise FrameRejected(f"time runs backwards at event {at}", "the recording is damaged or of another format")
+    return t_us

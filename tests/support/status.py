@@ -93,6 +93,7 @@ FULL = Status(
                     in_flight=115,
                     state="waiting",
                     reason="the folder is gone",
+                    note="blocks lost on the line: 7",
                 ),
             ),
             decisions=(

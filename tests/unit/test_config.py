@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +110,24 @@ def test_slug_makes_a_legal_name_of_anything() -> None:
 
 def test_every_engine_of_the_worker_can_be_configured_and_no_other() -> None:
     assert list(settings.ENGINES) == list(ENGINES)
+
+
+def test_a_sensor_line_says_all_that_is_wrong_with_it(tmp_path: Path) -> None:
+    line = {"type": "serial-windows", "name": "sensor", "path": "line", "sample": "f32le", "window": 100}
+    table = good(tmp_path)
+    table["pipeline"][0]["source"] = [line]
+    found = validate(table, tmp_path).pipeline[0].source[0]
+    assert isinstance(found, settings.SerialWindowsSource)
+    assert (found.path, found.hop, found.framing) == (tmp_path / "line", 0, "blocks")
+    table["pipeline"][0]["source"] = [{**line, "hop": 101, "scale": 0.0, "baud": 31250}]
+    with pytest.raises(InvalidSettings) as caught:
+        validate(table, tmp_path)
+    assert {problem.key.rpartition(".")[2] for problem in caught.value.problems} == {"hop", "scale", "baud"}
+    for key, wrong in (("sample", "u8"), ("window", 0), ("channels", 65), ("framing", "lines"), ("hop", -1)):
+        table["pipeline"][0]["source"] = [{**line, key: wrong}]
+        with pytest.raises(InvalidSettings, match=key):
+            validate(table, tmp_path)
+
+
+def test_every_speed_that_a_line_may_have_is_one_that_the_system_knows() -> None:
+    assert all(hasattr(termios, f"B{baud}") for baud in settings.BAUDS)

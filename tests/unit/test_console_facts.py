@@ -36,6 +36,7 @@ NOT_MEASURED = {
     "models.reason",
     "models.trial",
     "pipelines.sources.reason",
+    "pipelines.sources.note",
     *(f"pipelines.decisions.{name}" for name in DecisionFacts.__struct_fields__),
     "buffer.reason",
     "link.reason",
