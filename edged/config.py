@@ -16,7 +16,7 @@ import msgspec
 from edged.domain import Policy
 from edged.settings import NAME, InvalidSettings, Name, Problem, parse, read_toml
 
-EngineName = Literal["onnxruntime", "lava", "lava-sim", "lava-loihi2"]
+EngineName = Literal["onnxruntime", "lava", "lava-fixed", "lava-sim", "lava-loihi2"]
 ENGINES: tuple[str, ...] = get_args(EngineName)
 Finding = tuple[str, object, str]  # field, value, hint
 Positive = Annotated[int, msgspec.Meta(ge=1, description="must be a whole number, at least 1")]
@@ -161,13 +161,14 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: Seconds = 5.0
     load_deadline_s: Seconds = 60.0
     memory_mb: Positive = 1024  # a worker that holds more is ended; a spiking model on a CPU takes a tenth of it
+    recycle_calls: Annotated[int, msgspec.Meta(ge=0, description="must be 0 (never) or more")] = 0
 
 
 class Engines(msgspec.Struct, frozen=True, kw_only=True):
     """One table for each package; the engines of one package (``lava``, ``lava-sim``) share its table."""
 
     onnxruntime: Worker = Worker()
-    lava: Worker = Worker(deadline_s=10.0)
+    lava: Worker = Worker(deadline_s=10.0, recycle_calls=1_000_000)
 
     def worker(self, engine: str) -> Worker:
         """The table of an engine."""

@@ -315,4 +315,5 @@ def worker_spec(name: str, engines: settings.Engines) -> WorkerSpec:
         deadline_s=table.deadline_s,
         load_deadline_s=table.load_deadline_s,
         memory_limit_bytes=table.memory_mb << 20,
+        recycle_calls=table.recycle_calls,
     )

@@ -35,6 +35,7 @@ class Event(enum.Enum):
     LOST = "lost"
     LOST_AGAIN = "lost again"  # the budget is used up
     RETRY = "retry"
+    REPLACE = "replace"  # it was worn and ended in peace
     STOP = "stop"
     ENDED = "ended"
 
@@ -49,6 +50,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.LOADING, Event.LOADED): State.READY,
     **{(state, Event.LOST): State.BACKOFF for state in ALIVE},
     **{(state, Event.LOST_AGAIN): State.QUARANTINED for state in ALIVE},
+    (State.READY, Event.REPLACE): State.STARTING,
     **{(state, Event.RETRY): State.STARTING for state in RESTING},
     **{(state, Event.STOP): State.STOPPING for state in (*ALIVE, *RESTING)},
     (State.STOPPING, Event.ENDED): State.STOPPED,

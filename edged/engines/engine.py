@@ -78,6 +78,9 @@ class WorkerEngine:
         try:
             while True:
                 error = await self._live()
+                if error is None:  # it was worn, and is replaced at once
+                    self._move(Event.REPLACE)
+                    continue
                 self.crashes += isinstance(error, EngineCrashed)
                 self.loss = str(error)
                 pause_s = self._supervisor.lost(str(error))
@@ -134,8 +137,8 @@ class WorkerEngine:
         """Since when the worker is at its present call (CLOCK_BOOTTIME), None when it has none."""
         return self._life.client.oldest_pending_ns() if self._life and self.stands else None
 
-    async def _live(self) -> EngineError:
-        """One worker from start to end. Returns why it ended."""
+    async def _live(self) -> EngineError | None:
+        """One worker from start to end. Returns why it was lost, None when it was only worn."""
         life = self._life = WorkerLife(self._spec)
         why: EngineError | None = None
         try:
@@ -144,14 +147,19 @@ class WorkerEngine:
             self._ready.set()
             self._tried.set()
             self._on_change(True, "")
-            why = EngineLost(f"the worker {await life.watch()}")
+            lost = await life.watch()
+            if life.worn:
+                await self._retire(life)
+                return None
+            why = EngineLost(f"the worker {lost}")
         except EngineError as reason:
             why = reason
         finally:
             self._ready.clear()
-            self._on_change(False, str(why or "it was stopped"))
-            if why is None:
-                self._move(Event.STOP)
+            if not life.worn:
+                self._on_change(False, str(why or "it was stopped"))
+                if why is None:
+                    self._move(Event.STOP)
             error = await life.end(why)
             self._error = type(error)(error.message, error.hint)  # without the traceback, which holds the memory
             self._obituary = life.obituary()
@@ -159,10 +167,17 @@ class WorkerEngine:
             self._tried.set()
         return self._error
 
+    async def _retire(self, life: WorkerLife) -> None:
+        """Hand a worn worker no more calls, and let it finish those that it has."""
+        self._ready.clear()
+        log.info("engine's worker is replaced", extra=self._extra() | {"reason": life.worn})
+        await life.drain()
+
     async def _call(self, ask: Callable[[WorkerLife], Awaitable[T]]) -> T:
         while True:
             life = await self._standing()
             try:
+                life.calls += 1
                 answer = await ask(life)
             except WorkerAway:
                 await life.ended.wait()

@@ -21,6 +21,8 @@ from edged.ports import Model
 from edged.supervisor import Event
 
 WATCH_S = 5.0  # between two looks at a worker: cheap, and a leak or a silent death shows in time
+GROWN = 0.75  # of what it may grow: then it is replaced in peace, before the limit takes it in the middle of a call
+DRAIN_POLL_S = 0.005
 BYE_S = 2.0  # to end by itself after BYE
 EXIT_S = 1.0  # between the end of the socket and the exit, which names the cause
 LAST_WORDS = 300  # characters of a reason; a traceback ends with the line that matters, the log has the rest
@@ -36,6 +38,7 @@ class WorkerSpec:
     deadline_s: float = 5.0  # of one call
     load_deadline_s: float = 60.0  # from the spawn to LOADED
     memory_limit_bytes: int = MEMORY_LIMIT
+    recycle_calls: int = 0  # after so many calls a new worker takes its place; 0: never
     engine_file: Path | None = None  # a class ``Engine`` of somebody else's, instead of an engine of ours
 
 
@@ -65,6 +68,9 @@ class WorkerLife:
         self.hello: Hello | None = None
         self.loaded: Loaded | None = None
         self.start_s = 0.0
+        self.calls = 0
+        self.worn = ""  # why it is to be replaced, though it works
+        self._held_first: int | None = None  # bytes of memory, after the first calls
         self._process: WorkerProcess | None = None
         self._client: WorkerClient | None = None
 
@@ -126,15 +132,35 @@ class WorkerLife:
         return self.hello
 
     async def watch(self) -> str:
-        """Return why the worker is lost, once it is."""
+        """Return why the worker is lost, once it is. A worker that is worn is not: then the answer is empty."""
         assert self._process is not None
         while not self.client.lost.done():
-            held = self._process.resident_bytes()
+            held = self._process.memory_bytes()
             if held > self.spec.memory_limit_bytes:
                 return f"holds {held >> 20} MiB of memory, at most {self.spec.memory_limit_bytes >> 20} are allowed"
+            self.worn = self._wear(held)
+            if self.worn:
+                return ""
             self.client.ping()
             await asyncio.wait([self.client.lost], timeout=WATCH_S)
         return self.client.lost.result()
+
+    async def drain(self) -> None:
+        """Wait for the answers to the calls that the worker has; at most for the deadline of one."""
+        end = time.monotonic() + self.spec.deadline_s
+        while self.client.oldest_pending_ns() is not None and time.monotonic() < end:
+            await asyncio.sleep(DRAIN_POLL_S)
+
+    def _wear(self, held: int) -> str:
+        """Why a new worker is better than this one, though it works; empty: it is not."""
+        if self._held_first is None and self.calls:
+            self._held_first = held
+        limit = self.spec.memory_limit_bytes
+        if self._held_first is not None and held - self._held_first > (limit - self._held_first) * GROWN:
+            return f"grew from {self._held_first >> 20} to {held >> 20} MiB"
+        if self.spec.recycle_calls and self.calls >= self.spec.recycle_calls:
+            return f"answered {self.calls} calls"
+        return ""
 
     async def end(self, why: EngineError | None = None) -> EngineError:
         """End the process with all that it started, then fail the calls. Without ``why`` the worker is told first.

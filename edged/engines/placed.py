@@ -36,6 +36,7 @@ T = TypeVar("T")
 
 DECISIONS = 20  # remembered for the status
 DRAIN_S = 2.0  # calls under way on an engine that is relieved get this long; then they go to the next one
+AWAY_S = 0.005  # a worker that is away was lost, which is acted upon at once, or is being replaced
 LOOK_S = 10.0  # between two looks for what is absent
 
 Examine = Callable[[WorkerEngine], Awaitable[float | None]]
@@ -107,7 +108,7 @@ class PlacedEngine:
             try:
                 return name, await ask(post.engine)
             except EngineAway:
-                await asyncio.sleep(0)  # the change was told before; let it be acted upon
+                await asyncio.sleep(AWAY_S)
             finally:
                 post.calls -= 1
 

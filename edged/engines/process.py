@@ -112,8 +112,14 @@ class WorkerProcess:
         """The end of what it wrote to stdout and stderr."""
         return self._noise.decode("utf-8", "replace").strip()
 
-    def resident_bytes(self) -> int:
-        """Memory that the worker holds now; 0 when it is gone."""
+    def memory_bytes(self) -> int:
+        """Memory that the worker and all that it started hold now; 0 when it is gone.
+
+        Of a family the proportional set size counts: forks share most of their pages (proc(5), smaps_rollup).
+        """
+        family = _family(self.pid)
+        if len(family) > 1:
+            return sum(map(_proportional_bytes, family))
         try:
             pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
         except (OSError, IndexError):
@@ -164,3 +170,22 @@ class WorkerProcess:
             self._pipe = -1
             assert self._process.stdout is not None
             self._process.stdout.close()
+
+
+def _family(pid: int) -> list[int]:
+    """A process and its living descendants."""
+    family = [pid]
+    for one in family:
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{one}/task").iterdir():
+                with contextlib.suppress(OSError):
+                    family += map(int, (task / "children").read_text().split())
+    return family
+
+
+def _proportional_bytes(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))

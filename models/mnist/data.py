@@ -7,12 +7,13 @@ stratified and shuffled with NumPy's legacy generator, whose stream is frozen fo
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from models import thirdparty
 
 Images: TypeAlias = NDArray[np.uint8]
 Labels: TypeAlias = NDArray[np.int64]
@@ -21,13 +22,12 @@ LABELS = tuple("0123456789")
 WHITE = 256  # a grey is divided by this; a power of two keeps every input exact in float32
 CALIBRATION = 1000
 
-_REPOSITORY = Path(__file__).resolve().parents[2]
 _SEED = 20242
 
 
 def folder() -> Path:
     """Where the two files are, or would be."""
-    return _REPOSITORY / os.environ.get("EDGED_DATA", "../shared/data") / "mnist"
+    return thirdparty.folder("mnist")
 
 
 def train() -> tuple[Images, Labels]:

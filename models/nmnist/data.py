@@ -8,7 +8,6 @@ generator, whose stream is frozen for ever (NEP 19).
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from edged.domain import Events
 from edged.sources.events import decode_saccade
+from models import thirdparty
 
 Labels: TypeAlias = NDArray[np.int64]
 Part: TypeAlias = Literal["train", "test"]
@@ -31,13 +31,12 @@ STEP_US = 26_000
 
 FOLDS = 5
 
-_REPOSITORY = Path(__file__).resolve().parents[2]
 _SEED = 20241
 
 
 def folder() -> Path:
     """Where the recordings are, or would be."""
-    return _REPOSITORY / os.environ.get("EDGED_DATA", "../shared/data") / "nmnist"
+    return thirdparty.folder("nmnist")
 
 
 def recordings(part: Part) -> tuple[list[Events], Labels]:

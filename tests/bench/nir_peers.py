@@ -10,7 +10,6 @@ Each framework reads a random network of its own kinds of neurons, and sinabs th
 from __future__ import annotations
 
 import itertools
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,10 +28,11 @@ from edged.bundle.encoding import bin_events
 from edged.bundle.graph.stock import Stock
 from edged.bundle.manifest import EventFrames
 from edged.sources.events import decode_saccade
+from models import thirdparty
 from tests.support.nir_files import Fields, Net
 
 STEPS, BATCH, SIZE, WIDTH = 100, 8, 20, 16
-DATA = Path(__file__).resolve().parents[2] / os.environ.get("EDGED_DATA", "../shared/data")
+DATA = thirdparty.folder()
 
 
 def ours(path: Path, semantics: Chosen, inputs: Floats) -> Floats:

@@ -23,7 +23,7 @@ from edged.bundle.graph.plans import Form
 from edged.bundle.loaded import Bundle
 from edged.bundle.selftest import prove
 from models.mnist import data, make
-from tests.support.parts import missing
+from tests.support.recordings import data as third_party
 from tests.support.stock_engine import StockEngine
 
 FORMS: tuple[Form, ...] = ("unrolled", "scan")
@@ -44,8 +44,7 @@ def accuracies(found: Report) -> dict[int, float]:
 @cache
 def shown() -> tuple[Floats, data.Labels]:
     """The first test images of the fixed shuffle."""
-    if not (data.folder() / "mnist_test.npz").is_file():
-        missing("MNIST", "EDGED_DATA names no folder with mnist/mnist_test.npz")
+    third_party("mnist/mnist_test.npz")
     return make.encoded(data.test(SHOWN))
 
 

@@ -34,7 +34,8 @@ from models.nmnist.network import INPUT, network
 from tests.support.broker import Broker, free_port
 from tests.support.device import Device, Ledger, wait_until
 from tests.support.mutants import mutants
-from tests.support.parts import missing, require
+from tests.support.parts import require
+from tests.support.recordings import data as third_party
 from tests.support.reference import Reference
 from tests.support.stock_engine import StockEngine
 
@@ -56,8 +57,7 @@ def graph() -> onnx.ModelProto:
 @cache
 def recorded() -> tuple[list[Events], data.Labels]:
     """The 50 test recordings and their labels."""
-    if not (data.folder() / "test" / "labels.txt").is_file():
-        missing("N-MNIST", "EDGED_DATA names no folder with nmnist/test/*.bs2")
+    third_party("nmnist/test/labels.txt")
     return data.recordings("test")
 
 

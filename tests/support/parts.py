@@ -1,7 +1,8 @@
 """The real parts that a test may need and a machine may lack: programs, privileges, data.
 
 ``require("mosquitto")`` at the head of a test or fixture skips it by name on a developer's machine and FAILS it in CI,
-so that nothing is left out silently there. Starts nothing.
+so that nothing is left out silently there. What a fresh machine need not have (third-party data, an old Python) is
+``optional``: it skips by name everywhere. Starts nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -92,6 +94,11 @@ def require(*names: str) -> None:
         part = PARTS[name]
         if not part.present():
             missing(name, part.hint)
+
+
+def optional(name: str, hint: str) -> NoReturn:
+    """Say that something is not here which no machine must have, and skip."""
+    pytest.skip(f"not here: {name} ({hint})")
 
 
 def missing(name: str, hint: str) -> None:

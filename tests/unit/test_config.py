@@ -8,8 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from edged import config as settings
 from edged.config import SpoolSource, load, slug, validate
 from edged.domain import Policy
+from edged.engines.worker.__main__ import ENGINES
 from edged.errors import ConfigError
 from edged.settings import InvalidSettings
 
@@ -103,3 +105,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_slug_makes_a_legal_name_of_anything() -> None:
     assert slug("my host!.local") == "my-host-.local"
     assert slug("//") == "device"
+
+
+def test_every_engine_of_the_worker_can_be_configured_and_no_other() -> None:
+    assert list(settings.ENGINES) == list(ENGINES)

@@ -15,7 +15,7 @@ from edged.engines.worker.lava.inproc import InProcess
 from edged.engines.worker.lava.model import LavaModel
 from edged.engines.worker.lava.network import Network
 from edged.engines.worker.lava.neurons import lif
-from edged.engines.worker.lava.wiring import Style, wire
+from edged.engines.worker.lava.wiring import IN_THREAD, wire
 
 
 class Engine:
@@ -31,5 +31,5 @@ class Engine:
 def make(network: Network, spec: GraphSpec, bundle: Path) -> LavaModel:
     """A network on Lava's floating-point models; ``bundle`` is not read."""
     del bundle
-    wired = wire(network, {p.name: lif(p)._asdict() for p in network.populations}, Style(convolve=False, graded=True))
+    wired = wire(network, {p.name: lif(p)._asdict() for p in network.populations}, IN_THREAD)
     return LavaModel(network, spec, wired, InProcess(wired, Loihi2SimCfg(select_tag="floating_pt")))

@@ -21,7 +21,8 @@ from edged.engines.worker.lava.fixed import Fixed, quantise
 from edged.engines.worker.lava.inproc import InProcess
 from edged.engines.worker.lava.model import LavaModel
 from edged.engines.worker.lava.network import Network
-from edged.engines.worker.lava.wiring import Style, wire
+from edged.engines.worker.lava.neurons import Range
+from edged.engines.worker.lava.wiring import IN_THREAD, wire
 
 GOLDEN = "golden.npz"
 WINDOWS = "free.input"
@@ -40,7 +41,7 @@ class Engine:
 def make(network: Network, spec: GraphSpec, bundle: Path) -> LavaModel:
     """A network on Lava's fixed-point models; the golden windows of ``bundle`` say how large its numbers become."""
     fixed = fit(network, spec, bundle)
-    wired = wire(fixed.network, fixed.lifs, Style(convolve=False, graded=True))
+    wired = wire(fixed.network, fixed.lifs, IN_THREAD)
     return LavaModel(network, spec, wired, InProcess(wired, Loihi2SimCfg(select_tag="fixed_pt")), fixed)
 
 
@@ -50,9 +51,8 @@ def fit(network: Network, spec: GraphSpec, bundle: Path) -> Fixed:
         windows: Any = golden[WINDOWS].astype(np.float32)
     (entry,) = spec.inputs
     floating = cpu.make(network, spec, bundle)
-    ranges: dict[str, float] = {}
+    ranges: dict[str, Range] = {}
     for window in windows:
         floating.window({entry.name: window})
-        for name, largest in floating.ranges().items():
-            ranges[name] = max(largest, ranges.get(name, 0.0))
+        ranges = {name: found.widened(ranges.get(name, found)) for name, found in floating.ranges().items()}
     return quantise(network, ranges, {entry.name: float(np.abs(windows).max())})

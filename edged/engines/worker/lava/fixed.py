@@ -19,10 +19,12 @@ import numpy as np
 
 from edged.engines.worker.lava.affine import Unsupported, refused
 from edged.engines.worker.lava.network import CUBA, HARD, SOFT, Gate, Link, Network, Population
+from edged.engines.worker.lava.neurons import Range
 
 UNITY = 4096  # decays are in 1/4096
 MEMBRANE = 64  # potentials are currents shifted up by 6 bits
-CURRENT_MAX = 1 << 14  # half of 16 bits: inputs beyond the golden ones have room
+CURRENT_MAX = 1 << 14  # half of 16 bits with a sign: windows beyond the golden ones have room
+POTENTIAL_MAX = 1 << 16  # half of 24 bits with a sign, which the shift by 6 leaves 18 of
 BIAS_MAX, BIAS_EXPONENT = 4095, 7  # 13 bits, times at most 2^7
 WEIGHT_MAX = 254  # even, with a sign
 COARSE = 128  # what a message carries for the coarse part of a constant current
@@ -40,9 +42,9 @@ class Fixed:
     inputs: dict[str, float]  # input → scale of its messages
 
 
-def quantise(network: Network, ranges: Mapping[str, float], peaks: Mapping[str, float]) -> Fixed:
-    """The nearest network that Loihi runs. ``ranges``: the largest current or potential of each population in a window;
-    ``peaks``: the largest magnitude of each input. Raises Unsupported, naming the node."""
+def quantise(network: Network, ranges: Mapping[str, Range], peaks: Mapping[str, float]) -> Fixed:
+    """The nearest network that Loihi runs. ``ranges``: of each population in the golden windows; ``peaks``: the largest
+    magnitude of each input. Raises Unsupported, naming the node."""
     inputs = {name: INPUT_MAX / 2.0 ** np.ceil(np.log2(peak)) if peak > 0 else 1.0 for name, peak in peaks.items()}
     scales = {p.name: _scale(p, ranges[p.name]) for p in network.populations}
     links = tuple(_link(link, scales[link.target], inputs.get(link.source, 1.0)) for link in network.links)
@@ -55,10 +57,10 @@ def quantise(network: Network, ranges: Mapping[str, float], peaks: Mapping[str, 
     return Fixed(made, lifs, {name: MEMBRANE * scale for name, scale in scales.items()}, inputs)
 
 
-def _scale(population: Population, largest: float) -> Any:
+def _scale(population: Population, largest: Range) -> Any:
     """Steps of the current's unit, one number a neuron."""
     v_th = population.parameters["v_th"].astype(np.float64)
-    finest = CURRENT_MAX / max(largest, float(v_th.max()))
+    finest = min(CURRENT_MAX / max(largest.current, 1e-9), POTENTIAL_MAX / max(largest.potential, float(v_th.max())))
     if population.op in (*SOFT, "Threshold"):
         finest = min(finest, BIAS_MAX * 2**BIAS_EXPONENT / MEMBRANE / float(v_th.max()))
         return np.full(population.size, finest)

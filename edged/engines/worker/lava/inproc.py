@@ -3,7 +3,7 @@
 Lava's runtime gives every process a process of the system and every channel a thread and a shared segment: 28 to 45
 times the time of the arithmetic for a small network, and all of it to be cleaned up after a crash. Here each model runs
 once a step, populations by depth. A synapse sends what it gathered in the step before, and only then receives; where
-its source runs later in the step (a loop), it is started twice: until it would wait, and to take in what has come.
+its source runs later in the step (a loop), what it is about to send is read from its buffer, and it runs at the end.
 """
 
 from __future__ import annotations
@@ -21,10 +21,6 @@ from lava.magma.core.process.ports.ports import create_port_id  # type: ignore[i
 from edged.engines.worker.lava.wiring import Synapse, Wired
 
 
-class _Empty(Exception):
-    """A model wants to receive what nobody has sent yet in this step."""
-
-
 class _Channel:
     """One channel of Lava's, both ends of it; ``muted`` drops what is sent."""
 
@@ -38,12 +34,9 @@ class _Channel:
 
     def send(self, data: Any) -> None:
         if not self.muted:
-            assert data.shape == self.shape, f"{self.name}: {data.shape} sent, {self.shape} expected"
-            self.queue.append(np.array(data))
+            self.queue.append(data if data.base is None else data.copy())  # a model goes on with what it sent a view of
 
     def recv(self) -> Any:
-        if not self.queue:
-            raise _Empty
         return self.queue.popleft()
 
 
@@ -54,11 +47,14 @@ class InProcess:
         self._wired = wired
         self._channels: list[_Channel] = []
         self._into = {id(s.process): _Channel("s_in", s.process.s_in.shape) for s in wired.synapses if not self._fed(s)}
+        self._currents = {name: _Channel("a_in", place.process.a_in.shape) for name, place in wired.placed.items()}
+        self._preloaded: dict[str, Any] = {}
         self._taps = {name: _Channel("s_out", place.process.s_out.shape) for name, place in wired.placed.items()}
         self._sent: dict[int, list[_Channel]] = {}  # by process: the channels that it sends into
         self._models = self._build(config)
-        self._early = [s for s in wired.synapses if self._fed(s) and self._depth(s.source) >= self._depth(s.target)]
-        self._order = self._sequence()
+        late = [s for s in wired.synapses if self._fed(s) and self._depth(s.source) >= self._depth(s.target)]
+        self._early = [(self._models[id(s.process)], *self._sent[id(s.process)]) for s in late]
+        self._order = self._sequence({id(s.process) for s in late})
 
     def reset(self) -> None:
         """Every state zero, nothing under way."""
@@ -74,6 +70,10 @@ class InProcess:
     def run(self, inputs: Mapping[str, Any], gates: Any, start: int, stop: int) -> dict[str, Any]:
         """Run Lava's steps from ``start`` to ``stop`` of a window, as the Runner says."""
         feeds = [(self._into[id(s.process)], s.fed(inputs, gates)) for s in self._wired.synapses if not self._fed(s)]
+        for name, channel in self._currents.items():
+            current = self._wired.gate_currents(name, gates)
+            current[start] += self._preloaded.pop(name, 0)
+            feeds.append((channel, current))
         found: dict[str, list[Any]] = {name: [] for name in self._taps}
         for t in range(start, stop):
             for channel, values in feeds:
@@ -96,9 +96,7 @@ class InProcess:
 
     def preload(self, name: str, current: Any) -> None:
         """Let a current reach a population in the next step."""
-        synapse = next(s for s in self._wired.synapses if s.gate and s.target == name)
-        model = self._models[id(synapse.process)]
-        model.a_buff = model.a_buff + current[self._wired.placed[name].order]
+        self._preloaded[name] = current[self._wired.placed[name].order]
 
     def close(self) -> None:
         """Nothing was started."""
@@ -130,8 +128,8 @@ class InProcess:
             if id(owner) in self._into:
                 builder.set_csp_ports([self._into[id(owner)]])
             if owner.name in self._taps and owner is self._wired.placed[owner.name].process:
-                builder.set_csp_ports([self._taps[owner.name]])
-        self._channels += [*self._into.values(), *self._taps.values()]
+                builder.set_csp_ports([self._taps[owner.name], self._currents[owner.name]])
+        self._channels += [*self._into.values(), *self._taps.values(), *self._currents.values()]
         return {id(owner): b.build() for owner, b in builders.items() if isinstance(b, PyProcessBuilder)}
 
     def _fed(self, synapse: Synapse) -> bool:
@@ -140,12 +138,11 @@ class InProcess:
     def _depth(self, name: str) -> int:
         return self._wired.network.depths[name]
 
-    def _sequence(self) -> list[Any]:
+    def _sequence(self, late: set[int]) -> list[Any]:
         """The models of one step in order: by depth, what leads into a population right before it."""
-        early = {id(s.process) for s in self._early}
         order = []
         for name in sorted(self._wired.placed, key=self._depth):
-            leading = [s for s in self._wired.synapses if s.target == name and id(s.process) not in early]
+            leading = [s for s in self._wired.synapses if s.target == name and id(s.process) not in late]
             order += [self._models[id(s.process)] for s in leading]
             order.append(self._models[id(self._wired.placed[name].process)])
         return order
@@ -153,21 +150,15 @@ class InProcess:
     # Running
 
     def _step(self) -> None:
-        for synapse in self._early:
-            try:
-                self._models[id(synapse.process)].run_spk()
-            except _Empty:
-                continue
+        for model, channel in self._early:
+            buffer = model.a_buff
+            channel.queue.append(buffer if buffer.ndim == 1 else buffer[:, 0].copy())
+            channel.muted = True  # it will send the same once more when it runs
         for model in self._order:
             model.run_spk()
-        for synapse in self._early:
-            self._mute(synapse, muted=True)
-            self._models[id(synapse.process)].run_spk()
-            self._mute(synapse, muted=False)
-
-    def _mute(self, synapse: Synapse, *, muted: bool) -> None:
-        for channel in self._sent[id(synapse.process)]:
-            channel.muted = muted
+        for model, channel in self._early:
+            model.run_spk()
+            channel.muted = False
 
     def _unordered(self, name: str, values: Any) -> Any:
         found = np.empty_like(values)

@@ -22,7 +22,7 @@ from edged.engines.worker.lava.engine import LAVA, Model
 from edged.engines.worker.lava.model import LavaModel
 from edged.engines.worker.lava.network import Network
 from edged.engines.worker.lava.runtime import Runtime
-from edged.engines.worker.lava.wiring import Style, wire
+from edged.engines.worker.lava.wiring import IN_RUNTIME, wire
 
 HOST, CHIP = "EDGED_LOIHI2_HOST", "EDGED_LOIHI2_CHIP"
 DEFAULT_CHIP = "N3B3"
@@ -68,5 +68,5 @@ def make(network: Network, spec: GraphSpec, bundle: Path) -> LavaModel:
     from lava.magma.core.run_configs import Loihi2HwCfg  # type: ignore[import-not-found]  # needs the extension
 
     fixed = fit(network, spec, bundle)
-    wired = wire(fixed.network, fixed.lifs, Style(convolve=True, graded=False))
+    wired = wire(fixed.network, fixed.lifs, IN_RUNTIME)
     return LavaModel(network, spec, wired, Runtime(wired, Loihi2HwCfg(select_tag="fixed_pt")), fixed)

@@ -78,8 +78,8 @@ class LavaModel:
         self._values = values
         return scores(window_outputs(self._network, values, steps), self._spec.readout)
 
-    def ranges(self) -> dict[str, float]:
-        """The largest current or potential of each population in the last window, in magnitude."""
+    def ranges(self) -> dict[str, neurons.Range]:
+        """The range of each population in the last window."""
         steps, found = self._spec.timesteps, {}
         for population in self._network.populations:
             current = over_time(self._network.currents[population.name], self._values, steps)

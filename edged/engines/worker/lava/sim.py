@@ -24,7 +24,7 @@ from edged.engines.worker.lava.model import LavaModel
 from edged.engines.worker.lava.network import Network
 from edged.engines.worker.lava.neurons import lif
 from edged.engines.worker.lava.runtime import Runtime
-from edged.engines.worker.lava.wiring import Style, wire
+from edged.engines.worker.lava.wiring import IN_RUNTIME, wire
 
 
 class Engine:
@@ -40,7 +40,7 @@ class Engine:
 def make(network: Network, spec: GraphSpec, bundle: Path) -> LavaModel:
     """A network in the runtime, with Lava's own convolutions; ``bundle`` is not read."""
     del bundle
-    wired = wire(network, {p.name: lif(p)._asdict() for p in network.populations}, Style(convolve=True, graded=False))
+    wired = wire(network, {p.name: lif(p)._asdict() for p in network.populations}, IN_RUNTIME)
     return LavaModel(network, spec, wired, Runtime(wired, simulated("floating_pt")))
 
 

@@ -3,7 +3,8 @@
 All are Lava's own. Where Lava computes convolutions with its Conv, populations of images lie there as (x, y, channel),
 and its weights are those of a true convolution: flipped. Everywhere else a population is flat, in the graph's order.
 Constant currents reach a population as synapses from *gates*, which are 1 exactly while its window lasts: Lava's own
-bias would act during the steps in which a population still waits for its first input.
+bias would act during the steps in which a population still waits for its first input. Where Lava runs in one thread,
+what these synapses would send is handed to the population directly.
 """
 
 from __future__ import annotations
@@ -30,10 +31,16 @@ class Style(NamedTuple):
     """How links are built. ``convolve``: Lava's Conv where it fits, else one sparse matrix, which is faster on a CPU.
 
     ``graded``: messages carry numbers everywhere. On a CPU a product with the matrix is faster than picking columns.
+    ``gated``: the synapses of the gates are Lava's too.
     """
 
     convolve: bool
     graded: bool
+    gated: bool
+
+
+IN_THREAD = Style(convolve=False, graded=True, gated=False)
+IN_RUNTIME = Style(convolve=True, graded=False, gated=True)
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,7 @@ class Wired:
     placed: dict[str, Placed]
     synapses: list[Synapse]
     gates: list[tuple[int, Gate]]
+    constants: dict[str, Any]  # population → weights (neurons, gates) of its constant currents, in Lava's order
     network: Network
 
     def gate_values(self, steps: int, length: int) -> Any:
@@ -82,6 +90,14 @@ class Wired:
         at = np.arange(length)[:, None] + 1 - np.array([depth for depth, _ in self.gates])
         open_ = (at >= [gate.first for _, gate in self.gates]) & (at < steps)
         return open_ * np.array([gate.value for _, gate in self.gates])
+
+    def gate_currents(self, name: str, gates: Any) -> Any:
+        """What a population receives from the gates at each of Lava's steps (length, size): as its synapses would."""
+        sent = gates[:-1] @ self.constants[name].T
+        exponent = self.network.gate_exponents.get(name, 0)
+        if self.network.gate_exponents:
+            sent = sent << exponent if exponent > 0 else sent >> -exponent
+        return np.concatenate([np.zeros_like(sent, shape=(1, sent.shape[1])), sent])
 
 
 def wire(network: Network, lifs: dict[str, dict[str, Any]], style: Style) -> Wired:
@@ -92,16 +108,18 @@ def wire(network: Network, lifs: dict[str, dict[str, Any]], style: Style) -> Wir
     synapses = [_link(link, placed, style) for link in network.links]
     gates = sorted({(network.depths[name], gate) for name, currents in network.gates.items() for gate in currents})
     gates = gates or [(1, Gate(0))]
+    constants = {}
     for name, place in placed.items():
         fixed = bool(network.gate_exponents)
         weights = np.zeros((place.population.size, len(gates)), np.int32 if fixed else np.float64)
         for gate, current in network.gates[name].items():
             weights[:, gates.index((network.depths[name], gate))] = current
-        exponent = network.gate_exponents.get(name, 0)
-        made = _matrix(sparse.csr_matrix(weights[place.order]), 0, GRADED, exponent)
-        _connect(made.a_out, place.process.a_in)
-        synapses.append(Synapse("", name, made, 0, True, np.arange(len(gates)), "a_buff"))
-    return Wired(placed, synapses, gates, network)
+        constants[name] = weights[place.order]
+        if style.gated:
+            made = _matrix(sparse.csr_matrix(constants[name]), 0, GRADED, network.gate_exponents.get(name, 0))
+            _connect(made.a_out, place.process.a_in)
+            synapses.append(Synapse("", name, made, 0, True, np.arange(len(gates)), "a_buff"))
+    return Wired(placed, synapses, gates, constants, network)
 
 
 def _fits_conv(link: Link, style: Style) -> bool:
