@@ -27,6 +27,7 @@ from edged.bundle.store.store import ModelStore
 from edged.bundle.store.trust import Trust
 from edged.console.app import Console
 from edged.console.server import open_socket
+from edged.devices.watch import Watch
 from edged.errors import ConfigError
 from edged.host import systemd
 from edged.installed import Installed, Measure
@@ -102,7 +103,8 @@ class _Daemon:
         installed = Installed(models, measure, {name: set(users) for name, users in self._used.items()})
         self._shared = Shared(store, config.engines, state / "cache", state / "rejected", installed)
         self._lanes = [Lane(pipeline, self._shared) for pipeline in config.pipeline]
-        self._report = Report(config.device, self._lanes, store)
+        self._devices = Watch()
+        self._report = Report(config.device, self._lanes, store, self._devices)
         self._notifier = systemd.Notifier()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -114,6 +116,7 @@ class _Daemon:
         async with asyncio.TaskGroup() as services:
             running = [
                 services.create_task(self._console().serve(sockets), name="console"),
+                services.create_task(self._devices.run(), name="devices"),
                 services.create_task(self._write_status(), name="status"),
                 services.create_task(control.serve(self._device.runtime_dir, self._perform), name="control"),
                 services.create_task(incoming.watch(self._models, self._device.incoming_dir), name="incoming"),

@@ -109,12 +109,14 @@ def apply(
     return Applied(properties, done.stdout + done.stderr)
 
 
-def usb_device(vendor: str, product: str, *, name: str = "Stick", serial: str = "SN1", path: str = USB_PORT) -> str:
+def usb_device(
+    vendor: str, product: str, *, name: str = "Stick", serial: str = "SN1", path: str = USB_PORT, named: bool = False
+) -> str:
     """A USB device with one interface, as umockdev records one."""
     number = int(path.rpartition("-")[2].replace(".", ""))
     swapped = "".join(word[2:] + word[:2] for word in (vendor, product)).upper()
     interface = "0902200001010080320904000002FF0000000705010200020007058102000200"
-    descriptors = f"1201000200000040{swapped}000100000001{interface}"
+    descriptors = f"1201000200000040{swapped}000100{2 * named:02X}0001{interface}"
     node = f"bus/usb/001/{number:03d}"
     lines = [f"P: {path}", f"N: {node}={descriptors}", f"E: DEVNAME=/dev/{node}", "E: DEVTYPE=usb_device"]
     lines += ["E: SUBSYSTEM=usb", "E: BUSNUM=001", f"E: DEVNUM={number:03d}", "E: MAJOR=189", f"E: MINOR={number - 1}"]
