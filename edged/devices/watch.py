@@ -90,6 +90,7 @@ class Watch:
             while pending:
                 await self._probe(pending.pop(next(iter(pending))))
                 self._drain(source, pending)
+                self._on_change()  # a removal cannot wait until everything is asked
             self._settled()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(AGAIN_S):

@@ -250,6 +250,15 @@ SCENARIOS: dict[str, Callable[[Testbed], Coroutine[None, None, None]]] = {
 NOBODY = 65534
 
 
+def scenario_of(name: str) -> Callable[[Testbed], Coroutine[None, None, None]]:
+    """A scenario by its name."""
+    if name == "moves_the_work":
+        from tests.support.placed_scenario import moves_the_work
+
+        return moves_the_work
+    return SCENARIOS[name]
+
+
 def main(name: str, table: str) -> None:
     """Run one scenario; that of denied access as somebody who is not root."""
     bed = Testbed(Path(table))
@@ -257,7 +266,7 @@ def main(name: str, table: str) -> None:
         for usb_id in (CORAL_WITH_FIRMWARE, NCS2):
             bed.words(*usb_id)  # later the compiled table may not be read
         hand_over(bed.root, NOBODY)
-    asyncio.run(SCENARIOS[name](bed))
+    asyncio.run(scenario_of(name)(bed))
 
 
 def hand_over(root: Path, user: int) -> None:

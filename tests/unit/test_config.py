@@ -109,3 +109,13 @@ def test_slug_makes_a_legal_name_of_anything() -> None:
 
 def test_every_engine_of_the_worker_can_be_configured_and_no_other() -> None:
     assert list(settings.ENGINES) == list(ENGINES)
+
+
+def test_an_engine_names_its_device_and_of_lava_s_only_the_chip_s_needs_one(tmp_path: Path) -> None:
+    table = {**good(tmp_path), "engines": {"lava": {"device": "loihi"}, "onnxruntime": {"device": "/dev/edged/coral"}}}
+    engines = validate(table, tmp_path).engines
+    needed = {engine: engines.device(engine) for engine in settings.ENGINES if engines.device(engine)}
+    assert needed == {"lava-loihi2": "loihi", "onnxruntime": "/dev/edged/coral"}
+    table["engines"] = {"lava": {"device": "two words"}}
+    with pytest.raises(InvalidSettings, match=r"engines\.lava\.device"):
+        validate(table, tmp_path)
