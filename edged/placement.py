@@ -76,10 +76,11 @@ class IllegalMove(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long to wait with an engine that failed. Pauses double with every failure, up to ``longest_s``."""
+    """How long to wait with an engine that failed. Pauses double: with every attempt that came to nothing where nothing
+    serves, with every failure where another does."""
 
     urgent_s: float = 0.5  # nothing serves: frames wait for it
-    urgent_longest_s: float = 30.0
+    urgent_longest_s: float = 10.0
     return_s: float = 5.0  # another serves: the frames are well where they are
     longest_s: float = 600.0  # an attempt every ten minutes is no burden, and heals what heals
     steady_s: float = 60.0  # served so long without a loss, its failures are forgotten
@@ -96,7 +97,8 @@ class Site:
     state: State = State.IDLE
     reason: str = ""
     since_s: float = 0.0
-    failures: int = 0
+    failures: int = 0  # until it has served steadily
+    attempts: int = 0  # in a row that came to nothing
     losses: int = 0  # since it serves
     latency_us: float | None = None
 
@@ -145,6 +147,7 @@ class Placement:
         if event in FAILURES and site.state is not State.IDLE:
             steady = site.state is State.SERVING and now_s - site.since_s >= self._patience.steady_s
             site.failures = 1 if steady else site.failures + (site.state is not State.FALTERING)
+        site.attempts = 0 if event is Event.PROVE else site.attempts + (event is Event.FAIL)
         site.losses = 0 if event is Event.SERVE else site.losses + (event is Event.LOST)
         if event is not Event.BACK:  # then the reason of the loss is worth knowing
             site.reason = reason
@@ -217,13 +220,12 @@ class Placement:
 
     def _due_s(self, site: Site, serving: Site | None) -> float:
         """When it may be tried again."""
-        if not site.failures:
-            return site.since_s
         patience = self._patience
-        waiting = serving is None or serving.state is State.FALTERING
-        first_s = patience.urgent_s if waiting else patience.return_s
-        longest_s = patience.urgent_longest_s if waiting else patience.longest_s
-        return site.since_s + min(first_s * 2.0 ** min(site.failures - 1, 30), longest_s)
+        if serving is None or serving.state is State.FALTERING:
+            first_s, longest_s, times = patience.urgent_s, patience.urgent_longest_s, site.attempts
+        else:
+            first_s, longest_s, times = patience.return_s, patience.longest_s, site.failures
+        return site.since_s + (min(first_s * 2.0 ** min(times - 1, 30), longest_s) if times else 0.0)
 
     def _in(self, *states: State) -> Iterator[Site]:
         return iter([site for site in self.sites.values() if site.state in states])

@@ -293,7 +293,7 @@ class PlacedEngine:
             self._tell(name, Event.BACK)
         elif not stands and site.state is State.SERVING:
             self._tell(name, Event.LOST, reason)
-        elif not stands and site.state is State.PROVED:
+        elif not stands and site.state in (State.PROVED, State.FALTERING):  # of no use now: it is tried anew
             self._tell(name, Event.FAIL, reason)
             self._retire(name)
 

@@ -9,9 +9,7 @@ come out with the same bytes on every machine. Golden data record how sums round
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +20,10 @@ from cloud_sync.convert.network import Floats
 from cloud_sync.convert.pipeline import Options, convert
 from cloud_sync.convert.report import Evaluation, assess
 from cloud_sync.convert.samples import samples
-from edged.bundle.loaded import Bundle, open_bundle
+from edged.bundle.loaded import Bundle
 from edged.bundle.manifest import Grayscale, Layout, Scale
 from models.digits import data
+from models.remake import remake
 
 HERE = Path(__file__).parent
 ANN = HERE / "ann.onnx"
@@ -72,22 +71,5 @@ def _encoded(part: tuple[data.Images, data.Labels]) -> tuple[Floats, data.Labels
     return samples(INPUT, list(np.asarray(images))), labels
 
 
-def main() -> None:
-    """Make the bundle in the directory that is named, or in place of the committed one."""
-    parser = argparse.ArgumentParser(prog="python -m models.digits.make", description="Convert ann.onnx into a bundle.")
-    parser.add_argument("directory", nargs="?", type=Path, help="where to, instead of the committed bundle's place")
-    directory = parser.parse_args().directory
-    if directory is not None:
-        bundle = make(directory)
-    else:
-        fresh = BUNDLE.with_name("bundle.new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        make(fresh)
-        shutil.rmtree(BUNDLE, ignore_errors=True)
-        fresh.rename(BUNDLE)
-        bundle = open_bundle(BUNDLE)
-    print(f"{bundle.name} {bundle.version}, digest {bundle.digest}")
-
-
 if __name__ == "__main__":
-    main()
+    remake("models.digits.make", make, BUNDLE)

@@ -8,8 +8,6 @@ machine. Golden data record how sums round, so theirs may differ elsewhere.
 
 from __future__ import annotations
 
-import argparse
-import shutil
 from pathlib import Path
 
 from cloud_sync.convert.evaluate import run_spiking
@@ -19,7 +17,7 @@ from edged import __version__
 from edged.bundle.golden import make_golden
 from edged.bundle.graph.checks import check_step_graph
 from edged.bundle.graph.probe import probe_batch
-from edged.bundle.loaded import Bundle, open_bundle
+from edged.bundle.loaded import Bundle
 from edged.bundle.manifest import Converter, ManifestDraft, Output, Readout, Semantics, State, Window
 from edged.bundle.writer import write_bundle
 from edged.domain import Array
@@ -27,6 +25,7 @@ from models.nmnist import crossvalidate, data
 from models.nmnist.card import card
 from models.nmnist.network import INPUT, frames, network
 from models.nmnist.report import SCHEMA, CrossValidated, TrainedReport
+from models.remake import remake
 
 WEIGHTS = Path(__file__).parent / "weights.npz"
 BUNDLE = Path(__file__).parent / "bundle"
@@ -108,22 +107,5 @@ def assess(made: SpikingNetwork) -> TrainedReport:
     )
 
 
-def main() -> None:
-    """Make the bundle in the directory that is named, or in place of the committed one."""
-    parser = argparse.ArgumentParser(prog="python -m models.nmnist.make", description="Write the bundle nmnist.")
-    parser.add_argument("directory", nargs="?", type=Path, help="where to, instead of the committed bundle's place")
-    directory = parser.parse_args().directory
-    if directory is not None:
-        bundle = make(directory)
-    else:
-        fresh = BUNDLE.with_name("bundle.new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        make(fresh)
-        shutil.rmtree(BUNDLE, ignore_errors=True)
-        fresh.rename(BUNDLE)
-        bundle = open_bundle(BUNDLE)
-    print(f"{bundle.name} {bundle.version}, digest {bundle.digest}")
-
-
 if __name__ == "__main__":
-    main()
+    remake("models.nmnist.make", make, BUNDLE)

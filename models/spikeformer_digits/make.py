@@ -9,9 +9,7 @@ Golden data record how sums round, and a sample whose scores nearly tie may coun
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +22,10 @@ from cloud_sync.convert.transformer import LEVELS, convert
 from cloud_sync.convert.transformer_bundle import write
 from cloud_sync.convert.transformer_load import load
 from cloud_sync.convert.transformer_report import assess
-from edged.bundle.loaded import Bundle, open_bundle
+from edged.bundle.loaded import Bundle
 from edged.bundle.manifest import Grayscale, Layout, Scale
 from models.digits import data
+from models.remake import remake
 
 HERE = Path(__file__).parent
 ANN = HERE / "ann.onnx"
@@ -73,24 +72,5 @@ def _encoded(part: tuple[data.Images, data.Labels]) -> tuple[Floats, data.Labels
     return samples(INPUT, list(np.asarray(images))), labels
 
 
-def main() -> None:
-    """Make the bundle in the directory that is named, or in place of the committed one."""
-    parser = argparse.ArgumentParser(
-        prog="python -m models.spikeformer_digits.make", description="Convert ann.onnx into a bundle."
-    )
-    parser.add_argument("directory", nargs="?", type=Path, help="where to, instead of the committed bundle's place")
-    directory = parser.parse_args().directory
-    if directory is not None:
-        bundle = make(directory)
-    else:
-        fresh = BUNDLE.with_name("bundle.new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        make(fresh)
-        shutil.rmtree(BUNDLE, ignore_errors=True)
-        fresh.rename(BUNDLE)
-        bundle = open_bundle(BUNDLE)
-    print(f"{bundle.name} {bundle.version}, digest {bundle.digest}")
-
-
 if __name__ == "__main__":
-    main()
+    remake("models.spikeformer_digits.make", make, BUNDLE)

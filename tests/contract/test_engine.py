@@ -18,8 +18,9 @@ from edged.engines.life import Job, WorkerSpec
 from edged.errors import EngineError, EngineLost
 from edged.ports import Engine
 from tests.support.bundles import Kind, make_bundle
+from tests.support.lava import lava_python
 
-ENGINES = ["onnxruntime"]
+ENGINES = ["onnxruntime", "lava"]
 KINDS: list[Kind] = ["dense", "conv", "sequence", "events"]
 MAX_BATCH = 3
 Use = Callable[[Engine, Bundle], Coroutine[Any, Any, None]]
@@ -48,7 +49,8 @@ def run(
     """Runs a test's coroutine with one engine that serves the whole file, as a device's engine serves for years."""
     bundle, job = jobs[request.param]
     with asyncio.Runner() as runner:
-        opened = open_engine(WorkerSpec(engine_name, deadline_s=20.0), job)
+        python = lava_python() if engine_name == "lava" else ""
+        opened = open_engine(WorkerSpec(engine_name, python, deadline_s=20.0), job)
         engine = runner.run(opened.__aenter__())
         yield lambda use: runner.run(use(engine, bundle))
         runner.run(opened.__aexit__(None, None, None))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.device import BUNDLE
+from tests.support.broker import Broker
+from tests.support.device import BUNDLE, Device
 from tests.support.lava import lava_python
 
 CONFIG = """
@@ -28,6 +30,12 @@ engines = ["lava", "onnxruntime"]
 type = "http"
 name = "http"
 """
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    with Broker(tmp_path / "broker") as running:
+        yield running
 
 
 def edged(folder: Path, *arguments: str, python: str, model: Path = BUNDLE) -> subprocess.CompletedProcess[str]:
@@ -82,3 +90,15 @@ def test_engines_that_make_no_sense_are_refused(tmp_path: Path, names: str) -> N
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 78
     assert "engines" in done.stderr
+
+
+def test_the_daemon_takes_a_refusal_for_an_answer_and_uses_the_next_engine(tmp_path: Path, broker: Broker) -> None:
+    model = BUNDLE.parents[1] / "spikeformer_digits" / "bundle"
+    tables = f'[engines.lava]\npython = "{lava_python()}"\n'
+    pipeline = 'engines = ["lava", "onnxruntime"]'
+    with Device(tmp_path, broker.port, bundle=model, pipeline=pipeline, tables=tables) as device:
+        device.start("daemon")
+        device.wait_ready(60)
+        lava, stock = device.status()["engines"]
+        assert (lava["placement"], stock["placement"]) == ("unfit", "serving")
+        assert "node" in lava["reason"]

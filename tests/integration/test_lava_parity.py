@@ -63,7 +63,7 @@ def stock_spikes(case: Case) -> dict[str, Any]:
 def test_random_networks_give_the_same_numbers_on_numpy_onnxruntime_and_lava(tmp_path: Path) -> None:
     cases = [random_case(seed) for seed in SEEDS]
     active = 0
-    for seed, (case, result) in enumerate(zip(cases, run_lava(tmp_path, cases), strict=True)):
+    for seed, (case, result) in enumerate(zip(cases, run_lava(tmp_path, cases, steps=True), strict=True)):
         assert not result.refusal, (seed, result.refusal)
         reference, _ = Reference(case.model, case.spec).window(batched(case))
         np.testing.assert_array_equal(stock_scores(case), reference, err_msg=f"ONNX Runtime, seed {seed}")
@@ -71,7 +71,21 @@ def test_random_networks_give_the_same_numbers_on_numpy_onnxruntime_and_lava(tmp
         for name, total in stock_spikes(case).items():
             np.testing.assert_array_equal(result.spikes[name], total, err_msg=f"spikes of {name}, seed {seed}")
             active += bool(total.any())
+        assert_same_steps(case, result, seed)
     assert active > len(SEEDS)  # the networks do spike, most of them in more than one layer
+
+
+def assert_same_steps(case: Case, result: Result, seed: int) -> None:
+    """The first window, step by step: outputs and all states."""
+    reference = Reference(case.model, case.spec)
+    states = reference.zero(1)
+    for t in range(case.spec.timesteps):
+        now = {entry.name: case.inputs[entry.name][:1] for entry in case.spec.inputs}
+        now = {entry.name: now[entry.name][:, t] if entry.sequence else now[entry.name] for entry in case.spec.inputs}
+        y, states = reference.step(now, states)
+        for name, value in ((case.spec.output, y), *states.items()):
+            found = result.steps[name][t]
+            np.testing.assert_array_equal(found, value.reshape(-1), err_msg=f"{name} at step {t}, seed {seed}")
 
 
 def test_control_without_the_corrections_random_networks_differ(tmp_path: Path) -> None:
@@ -86,11 +100,12 @@ def test_control_without_the_corrections_random_networks_differ(tmp_path: Path) 
 def test_random_networks_give_the_same_numbers_in_lavas_own_runtime(tmp_path: Path) -> None:
     for seed in SIM_SEEDS:
         case = random_case(seed)
-        (result,) = run_lava(tmp_path / str(seed), [case], "sim")
+        (result,) = run_lava(tmp_path / str(seed), [case], "sim", steps=True)
         reference, _ = Reference(case.model, case.spec).window(batched(case))
         np.testing.assert_array_equal(result.scores, reference, err_msg=f"seed {seed}")
         for name, total in stock_spikes(case).items():
             np.testing.assert_array_equal(result.spikes[name], total, err_msg=f"spikes of {name}, seed {seed}")
+        assert_same_steps(case, result, seed)
 
 
 # Real models

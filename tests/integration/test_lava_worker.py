@@ -12,7 +12,7 @@ import pytest
 
 from edged.bundle.loaded import Bundle, open_bundle
 from edged.bundle.plans import ensure_plans
-from edged.bundle.selftest import prove
+from edged.bundle.selftest import load_golden, prove
 from edged.engines.engine import WorkerEngine, open_engine
 from edged.engines.life import Job, WorkerSpec
 from edged.errors import EngineError
@@ -56,6 +56,30 @@ def test_digits_prove_themselves(tmp_path: Path) -> None:
         assert report.passed, report.reason
 
     on_lava(bundle, tmp_path, use)
+
+
+def test_integers_keep_the_labels_and_states_but_do_not_pass_for_floating_point(tmp_path: Path) -> None:
+    bundle = open_bundle(DIGITS)
+    golden = load_golden(bundle)
+    sure = golden["free.margin"] > np.quantile(golden["free.margin"], 0.5)
+    samples = golden["free.input"][sure].astype(np.float32)[:MAX_BATCH]
+    names = [state.name for state in bundle.states]
+    given = {name: golden[f"step.state.{k}"][:MAX_BATCH].astype(np.float32) for k, name in enumerate(names)}
+
+    async def use(engine: WorkerEngine) -> None:
+        assert engine.facts().plan == "lava-cpu-fixed"
+        scores = (await engine.infer({"image": samples})).readout
+        wanted = golden["free.readout"][sure][:MAX_BATCH]
+        assert scores.argmax(axis=1).tolist() == wanted.argmax(axis=1).tolist()
+        _, after = await engine.step({"image": golden["step.input"][:MAX_BATCH].astype(np.float32)}, given)
+        for k, name in enumerate(names):
+            error = np.abs(after[name] - golden[f"step.next.{k}"][:MAX_BATCH])
+            assert np.median(error) < 0.05  # a tenth of the threshold
+        report = await prove(engine, bundle)
+        assert not report.passed
+        assert "steps" in report.reason
+
+    on_lava(bundle, tmp_path, use, "lava-fixed")
 
 
 def test_windows_leave_nothing_behind_for_the_next_one(tmp_path: Path) -> None:

@@ -181,6 +181,7 @@ def test_noise_on_stdout_harms_nothing_and_its_end_is_kept(job: Job) -> None:
 
 def test_a_worker_that_leaks_is_ended(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(life_module, "WATCH_S", 0.1)
+    monkeypatch.setattr(life_module, "GROWN", 10.0)  # nothing is replaced in peace before
 
     async def main() -> None:
         spec = dataclasses.replace(SPEC, memory_limit_bytes=fault_engine.LEAK)

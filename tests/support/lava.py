@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,16 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """What Lava gave: scores (N, classes), spikes of each population by emission (N, size), or why it refused."""
+    """What Lava gave: scores (N, classes), spikes of each population by emission (N, size), or why it refused.
+
+    ``steps``: the output and each state of the first window, step by step (T, size).
+    """
 
     scores: Any
     spikes: dict[str, Any]
     refusal: str = ""
     window_s: float = 0.0
+    steps: dict[str, Any] = field(default_factory=dict)
 
 
 def case_of(bundle: Bundle, samples: Any) -> Case:
@@ -89,11 +93,11 @@ def save_case(place: Path, case: Case) -> None:
     np.savez(place / "inputs.npz", **case.inputs)
 
 
-def run_lava(folder: Path, cases: list[Case], engine: str = "cpu") -> list[Result]:
+def run_lava(folder: Path, cases: list[Case], engine: str = "cpu", *, steps: bool = False) -> list[Result]:
     """Run every case on one of Lava's engines: cpu, cpu_fixed, sim (one case only), or a module of tests.support."""
     for number, case in enumerate(cases):
         save_case(folder / f"{number:03}", case)
-    command = [lava_python(), "-m", "tests.support.lava_probe", str(folder), engine]
+    command = [lava_python(), "-m", "tests.support.lava_probe", str(folder), engine, *(["steps"] if steps else [])]
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return [_result(folder / f"{number:03}") for number in range(len(cases))]
@@ -103,8 +107,9 @@ def _result(place: Path) -> Result:
     if (place / "refusal.txt").exists():
         return Result(None, {}, (place / "refusal.txt").read_text())
     with np.load(place / "result.npz") as found:
-        spikes = {name[len("spikes:") :]: found[name] for name in found.files if name.startswith("spikes:")}
-        return Result(found["scores"], spikes, window_s=float(found["window_s"]))
+        spikes, steps = ({name[len(kind) :]: found[name] for name in found.files if name.startswith(kind)}
+                         for kind in ("spikes:", "step:"))  # fmt: skip
+        return Result(found["scores"], spikes, window_s=float(found["window_s"]), steps=steps)
 
 
 def random_case(seed: int, *, alike: bool = False) -> Case:

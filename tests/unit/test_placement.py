@@ -212,6 +212,20 @@ def test_where_nothing_serves_attempts_are_frequent() -> None:
     assert pauses == [1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
 
 
+def test_an_engine_that_faltered_often_is_tried_at_once_where_nothing_else_serves() -> None:
+    play = Play("lava", "onnxruntime")
+    play.tell("lava", Event.MISSING)
+    play.settle()
+    for _ in range(7):
+        play.tell("onnxruntime", Event.LOST, "crashed")
+        play.tell("onnxruntime", Event.BACK)
+    play.tell("lava", Event.FOUND)
+    play.now_s += PATIENCE.return_s
+    assert play.settle() == "lava"
+    play.tell("lava", Event.LOST, "crashed")
+    assert play.settle() == "onnxruntime"
+
+
 def test_an_engine_that_loses_its_device_waits_until_it_is_found() -> None:
     play = Play("lava", "onnxruntime")
     play.settle()

@@ -18,11 +18,13 @@ import onnx
 from onnx import helper
 from scipy import sparse  # type: ignore[import-untyped]  # ships no types
 
+from edged.engines.worker.engine import ModelRefused
+
 GATE = ""  # the source that is 1 at every step: what a constant becomes when it is delayed
 MAX_SYNAPSES = 1 << 25  # one node's; 400 MiB as a sparse matrix, more than any Loihi system holds
 
 
-class Unsupported(Exception):
+class Unsupported(ModelRefused):
     """This network cannot run on Lava. The message names the node and the reason."""
 
 
