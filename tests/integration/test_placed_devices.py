@@ -111,10 +111,10 @@ def test_an_engine_whose_device_never_came_is_not_started(tmp_path: Path) -> Non
     asyncio.run(main())
 
 
-def test_a_stick_that_udev_sees_come_and_go_moves_the_work(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["moves_the_work", "tells_the_daemon"])
+def test_a_stick_that_udev_sees_come_and_go(name: str, tmp_path: Path) -> None:
     """The whole way: made-up stick, udev's events, table of devices, placement, real workers."""
     require("umockdev", "udev tools")
-    done = subprocess.run(
-        command("moves_the_work", str(tmp_path)), cwd=ROOT, capture_output=True, text=True, timeout=100
-    )
+    scenario = command(name, str(tmp_path))
+    done = subprocess.run(scenario, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

@@ -252,10 +252,12 @@ NOBODY = 65534
 
 def scenario_of(name: str) -> Callable[[Testbed], Coroutine[None, None, None]]:
     """A scenario by its name."""
-    if name == "moves_the_work":
-        from tests.support.placed_scenario import moves_the_work
+    if name in ("moves_the_work", "tells_the_daemon"):
+        from tests.support import placed_scenario
 
-        return moves_the_work
+        return {"moves_the_work": placed_scenario.moves_the_work, "tells_the_daemon": placed_scenario.tells_the_daemon}[
+            name
+        ]
     return SCENARIOS[name]
 
 
