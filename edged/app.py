@@ -31,6 +31,7 @@ from edged.errors import ConfigError
 from edged.host import systemd
 from edged.installed import Installed, Measure
 from edged.lane import Lane, Shared
+from edged.presence import Presence
 from edged.report import Report
 
 log = logging.getLogger(__name__)
@@ -100,9 +101,10 @@ class _Daemon:
         self._used = config.installed_models
         measure = Measure(config.models.trial_results, config.models.trial_s)
         installed = Installed(models, measure, {name: set(users) for name, users in self._used.items()})
-        self._shared = Shared(store, config.engines, state / "cache", state / "rejected", installed)
+        self._presence = Presence()
+        self._shared = Shared(store, config.engines, state / "cache", state / "rejected", installed, self._presence)
         self._lanes = [Lane(pipeline, self._shared) for pipeline in config.pipeline]
-        self._report = Report(config.device, self._lanes, store)
+        self._report = Report(config.device, self._lanes, store, self._presence.watch)
         self._notifier = systemd.Notifier()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -114,6 +116,7 @@ class _Daemon:
         async with asyncio.TaskGroup() as services:
             running = [
                 services.create_task(self._console().serve(sockets), name="console"),
+                services.create_task(self._presence.watch.run(), name="devices"),
                 services.create_task(self._write_status(), name="status"),
                 services.create_task(control.serve(self._device.runtime_dir, self._perform), name="control"),
                 services.create_task(incoming.watch(self._models, self._device.incoming_dir), name="incoming"),
@@ -150,6 +153,7 @@ class _Daemon:
     async def _write_status(self) -> None:
         """Keep ``status.json`` and systemd's status line current."""
         while True:
+            self._presence.assign()
             self._save_status()
             self._notifier.status(self._report.line())
             await asyncio.sleep(STATUS_EVERY_S)

@@ -19,6 +19,7 @@ from edged.buffer import cli as buffer_cli
 from edged.bundle import cli as bundle_cli
 from edged.bundle import model_cli
 from edged.console import cli as console_cli
+from edged.devices import cli as devices_cli
 from edged.errors import ConfigError, EdgedError
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     engines.add_argument("--json", action="store_true", help="one JSON object a line")
     engines.set_defaults(func=_engines)
     console_cli.add_commands(commands, _runtime_dir)
+    devices_cli.add_commands(commands, _runtime_dir, _device_users)
     buffer_cli.add_commands(commands, _buffer_dir)
     for command in (*commands.choices.values(), *model_cli.add_commands(commands, _model_place)):
         command.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help=f"(default: {DEFAULT_CONFIG})")
@@ -106,6 +108,13 @@ def _engines(arguments: argparse.Namespace) -> int:
 
 def _runtime_dir(arguments: argparse.Namespace) -> Path:
     return settings.load(arguments.config).device.runtime_dir
+
+
+def _device_users(runtime_dir: Path) -> dict[str, str]:
+    report = console_cli.ask(runtime_dir)
+    if report.silence or report.status is None:
+        return {}
+    return {device.path: device.user for device in report.status.devices if device.user}
 
 
 def _buffer_dir(arguments: argparse.Namespace) -> Path:

@@ -186,12 +186,16 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Worker(msgspec.Struct, frozen=True, kw_only=True):
-    """How an engine's worker is run. ``python`` is its interpreter; empty: the daemon's own."""
+    """How an engine's worker is run. ``python`` is its interpreter; empty: the daemon's own.
+
+    ``device``: the engine is here only while this device is: a kind, short name, link or node of ``edged devices``.
+    """
 
     python: str = ""
     deadline_s: Seconds = 5.0
     load_deadline_s: Seconds = 60.0
     memory_mb: Positive = 1024  # a worker that holds more is ended; a spiking model on a CPU takes a tenth of it
+    device: Annotated[str, msgspec.Meta(pattern=r"^[^\s]*\Z", description="must be a device of edged devices")] = ""
     recycle_calls: Annotated[int, msgspec.Meta(ge=0, description="must be 0 (never) or more")] = 0
 
 
@@ -204,6 +208,11 @@ class Engines(msgspec.Struct, frozen=True, kw_only=True):
     def worker(self, engine: str) -> Worker:
         """The table of an engine."""
         return self.lava if engine.startswith("lava") else self.onnxruntime
+
+    def device(self, engine: str) -> str:
+        """The device that an engine needs, empty for none. Of Lava's engines only that for the chip needs one."""
+        on_device = not engine.startswith("lava") or engine == "lava-loihi2"
+        return self.worker(engine).device if on_device else ""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

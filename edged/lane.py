@@ -27,6 +27,7 @@ from edged.errors import ConfigError, EdgedError, FrameRejected
 from edged.installed import RETRY_S, Installed, Judge, Outcome, Seen, proof_of
 from edged.pipeline import Pipeline
 from edged.ports import Inlet, Model, ResultStore, Source
+from edged.presence import Presence
 from edged.ready import CRASHES, Ready, Recipe, Running, end_tasks, make_ready
 from edged.sources.inlet import InletSource
 from edged.sources.rejected import RejectedFolder
@@ -74,6 +75,7 @@ class Shared:
     cache_dir: Path
     rejected_dir: Path
     installed: Installed
+    presence: Presence
     models: dict[str, Model] = field(default_factory=dict)
     inlets: dict[str, Inlet] = field(default_factory=dict)
 
@@ -123,6 +125,7 @@ class Lane:
             fastest=self.config.placement == "fastest",
             standby=self.config.standby,
             on_stage=self._on_stage,
+            presence=self.shared.presence,
         )
 
     def _on_stage(self, bundle: Bundle, engine: Running | None) -> None:
@@ -336,4 +339,5 @@ def worker_spec(name: str, engines: settings.Engines) -> WorkerSpec:
         load_deadline_s=table.load_deadline_s,
         memory_limit_bytes=table.memory_mb << 20,
         recycle_calls=table.recycle_calls,
+        device=engines.device(name),
     )

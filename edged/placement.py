@@ -174,8 +174,9 @@ class Placement:
         serving = self.serving
         if any(self._in(State.TRYING)):
             return None
-        resting = [s for s in self._in(State.RESTING) if serving is None or self._may_be_better(s, serving, now_s)]
-        return min((self._due_s(site, serving) for site in resting), default=None)
+        waiting = self._in(State.IDLE, State.RESTING)  # one that was missing is idle when it is found, and waits too
+        wanted = [site for site in waiting if serving is None or self._may_be_better(site, serving, now_s)]
+        return min((self._due_s(site, serving) for site in wanted), default=None)
 
     def _is_unsteady(self, site: Site, now_s: float) -> bool:
         return site.losses >= self._patience.losses and now_s - site.since_s < self._patience.steady_s

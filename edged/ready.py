@@ -26,6 +26,7 @@ from edged.engines.life import Job, WorkerSpec
 from edged.engines.placed import PlacedEngine
 from edged.errors import BundleError, EngineCrashed, EngineError, EngineLost
 from edged.placement import Placement
+from edged.presence import Presence
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class Recipe:
     is_proved: Callable[[WorkerEngine], bool] = lambda _: False  # then a short self-test is enough
     on_proved: Callable[[WorkerEngine], None] = lambda _: None
     on_stage: Callable[[Bundle, Running | None], None] = lambda _, __: None  # for whoever watches
+    presence: Presence | None = None  # of devices
 
 
 async def make_ready(path: Path, recipe: Recipe) -> Ready:
@@ -85,7 +87,7 @@ async def make_ready(path: Path, recipe: Recipe) -> Ready:
     except GraphRefused as error:
         raise ModelFailed(f"its graph is refused: {error.message}", error.hint) from None
     job = Job(bundle, recipe.max_batch, plans, recipe.cache_dir)
-    if len(recipe.specs) > 1:
+    if len(recipe.specs) > 1 or recipe.specs[0].device:
         return await _on_one_of_several(job, bundle, recipe)
     return await _on_the_one(job, bundle, recipe)
 
@@ -103,6 +105,8 @@ async def _on_one_of_several(job: Job, bundle: Bundle, recipe: Recipe) -> Ready:
     names = [spec.engine for spec in recipe.specs]
     placement = Placement(names, fastest=recipe.fastest, standby=recipe.standby)
     engine = PlacedEngine(recipe.specs, job, partial(_examine, bundle, recipe), placement)
+    if recipe.presence is not None:
+        recipe.presence.attend(engine)
     async with _ended_on_failure(bundle, engine, recipe) as ready:
         try:
             await engine.wait_serving(None if recipe.patient else recipe.crashes or 1)
@@ -116,12 +120,18 @@ async def _on_one_of_several(job: Job, bundle: Bundle, recipe: Recipe) -> Ready:
 @contextlib.asynccontextmanager
 async def _ended_on_failure(bundle: Bundle, engine: Running, recipe: Recipe) -> AsyncIterator[Ready]:
     ready = Ready(bundle, engine, asyncio.create_task(engine.run(), name=f"{bundle.name}:engine"))
+    if recipe.presence is not None and isinstance(engine, PlacedEngine):
+        ready.supervision.add_done_callback(partial(_left, recipe.presence, engine))
     try:
         recipe.on_stage(bundle, engine)
         yield ready
     except BaseException:
         await ready.end()
         raise
+
+
+def _left(presence: Presence, engine: PlacedEngine, _: asyncio.Task[None]) -> None:
+    presence.leave(engine)
 
 
 async def end_tasks(*tasks: asyncio.Task[None]) -> None:

@@ -12,6 +12,7 @@ import msgspec
 from edged import __version__
 from edged.buffer.store import SegmentStore
 from edged.config import Device
+from edged.devices.watch import Watch
 from edged.domain import Totals
 from edged.lane import Lane, Stage
 from edged.status import BufferFacts, EngineFacts, LinkFacts, ModelFacts, PipelineFacts, SourceFacts, Status
@@ -22,12 +23,13 @@ LATEST = 20  # results shown
 class Report:
     """Knows the parts and when the daemon started; ``status`` is cheap enough to be asked every second."""
 
-    def __init__(self, device: Device, lanes: Sequence[Lane], store: SegmentStore) -> None:
+    def __init__(self, device: Device, lanes: Sequence[Lane], store: SegmentStore, devices: Watch) -> None:
         self.stopping = False
         self._device = device.id
         self._link_file = device.sync_dir / "status.json"
         self._lanes = lanes
         self._store = store
+        self._devices = devices
         self._started = time.monotonic()
         self._started_wall = _now()
 
@@ -45,6 +47,8 @@ class Report:
             started_wall=self._started_wall,
             uptime_s=round(time.monotonic() - self._started, 1),
             wall_time=_now(),
+            discovery=self._devices.discovery,
+            devices=self._devices.facts(),
             engines=tuple(
                 facts for lane in self._lanes if lane.engine is not None for facts in lane.engine.all_facts()
             ),

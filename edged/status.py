@@ -133,6 +133,22 @@ class LinkFacts(msgspec.Struct, frozen=True, kw_only=True):
     streams: tuple[StreamLinkFacts, ...] = ()
 
 
+class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """One device of the table in ``udev/60-edged.hwdb`` that is here, or was lost lately."""
+
+    name: str
+    kind: str  # accelerator, gpu, event-camera, camera, sensor, serial
+    state: str  # seen, probing, ready, unusable, in-use, lost, returned
+    reason: str = ""
+    link: str = ""  # its short name and its port
+    id: str = ""  # vendor:product, on USB
+    node: str = ""
+    engine: str = ""  # that may run on it
+    user: str = ""  # who has it
+    serial: str = ""
+    path: str = ""  # below /sys
+
+
 class LatestResult(msgspec.Struct, frozen=True, kw_only=True):
     """One of the last entries, for a person to look at."""
 
@@ -158,6 +174,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     started_wall: str = ""  # RFC 3339, UTC
     uptime_s: float = 0.0
     wall_time: str = ""
+    discovery: str = ""  # how devices are watched, or why they are not
+    devices: tuple[DeviceFacts, ...] = ()
     engines: tuple[EngineFacts, ...] = ()
     models: tuple[ModelFacts, ...] = ()
     pipelines: tuple[PipelineFacts, ...] = ()

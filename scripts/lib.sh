@@ -191,7 +191,7 @@ setup_programs() { # SET
       want_programs git:git mosquitto:mosquitto mosquitto-clients:mosquitto_sub jq:jq strace:strace
       [ "$(uname -m)" = x86_64 ] || want_programs shellcheck:shellcheck # elsewhere it comes from the lock file
       has_browser || want_browser
-      want_programs gcc:gcc pkg-config:pkg-config
+      want_programs gcc:gcc pkg-config:pkg-config udev:udevadm umockdev:umockdev-run
       has_systemd_headers || { can_install && apt_install libsystemd-dev python3-dev; } || say "going on without libsystemd-dev"
       ;;
   esac

@@ -13,6 +13,7 @@ from datetime import datetime
 from edged.console.figures import NOTHING, Cell, Tone, clock, count, duration, micros, size, tone
 from edged.status import (
     BufferFacts,
+    DeviceFacts,
     EngineFacts,
     LatestResult,
     LinkFacts,
@@ -53,6 +54,7 @@ def summary(status: Status) -> tuple[tuple[str, str], ...]:
         ("version", status.version),
         ("pid", str(status.pid)),
         ("now", clock(status.wall_time)),
+        ("devices", status.discovery or NOTHING),
     )
 
 
@@ -65,6 +67,7 @@ def tables(status: Status) -> tuple[Table, ...]:
         _latest(status.latest, today),
         _engines(status.engines),
         _decisions(status.pipelines, today),
+        _devices(status.devices),
         _models(status.models),
         _buffer(status.buffer),
         _link(status.link, status.wall_time),
@@ -182,6 +185,29 @@ def _decisions(pipelines: Iterable[PipelineFacts], today: str) -> Table:
         for one in reversed(pipeline.decisions)
     ]
     return Table("Where models were placed", headings, tuple(rows), "No pipeline has a choice of engines.")
+
+
+def _devices(devices: Iterable[DeviceFacts]) -> Table:
+    headings = ("device", "kind", "state", "name", "id", "serial", "node", "engine", "used by", "path")
+    rows = [
+        Row(
+            (
+                Cell(one.link or NOTHING),
+                Cell(one.kind),
+                Cell(one.state, tone=tone(one.state)),
+                Cell(one.name or NOTHING),
+                Cell(one.id or NOTHING),
+                Cell(one.serial or NOTHING),
+                Cell(one.node or NOTHING),
+                Cell(one.engine or NOTHING),
+                Cell(one.user or NOTHING),
+                Cell(one.path or NOTHING),
+            ),
+            one.reason,
+        )
+        for one in devices
+    ]
+    return Table("Devices", headings, tuple(rows), "No known device is here.")
 
 
 def _models(models: Iterable[ModelFacts]) -> Table:

@@ -18,10 +18,10 @@ class Tone(enum.Enum):
 
 
 _TONES = {
-    Tone.GOOD: "ready ok running passed result connected flowing active serving",
+    Tone.GOOD: "ready ok running passed result connected flowing active serving in-use",
     Tone.WARN: "starting handshaking loading degraded stopping backoff pending waiting connecting probing held "
-    "rejected dropped trial trying faltering resting absent unfit",
-    Tone.BAD: "failed quarantined full error stopped UNSIGNED",
+    "rejected dropped trial trying faltering resting absent unfit seen returned lost",
+    Tone.BAD: "failed quarantined full error stopped UNSIGNED unusable",
 }
 TONE_OF = {word: tone for tone, words in _TONES.items() for word in words.split()}
 

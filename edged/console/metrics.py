@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Literal
 
 from edged.console.health import is_ready
-from edged.status import BufferFacts, EngineFacts, LinkFacts, ModelFacts, PipelineFacts, Status
+from edged.status import BufferFacts, DeviceFacts, EngineFacts, LinkFacts, ModelFacts, PipelineFacts, Status
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 US_PER_S = 1e6  # Status counts microseconds, Prometheus seconds
@@ -44,6 +44,7 @@ def families(status: Status) -> list[Family]:
         *_pipelines(status.pipelines),
         *_sources(status.pipelines),
         *_engines(status.engines),
+        *_devices(status.devices),
         *_models(status.models),
         *_buffer(status.buffer),
         *_link(status.link),
@@ -92,6 +93,7 @@ def _daemon(status: Status) -> list[Family]:
         _gauge("start_time_seconds", "When the daemon started, by its wall clock.", [({}, _unix(status.started_wall))]),
         _gauge("time_seconds", "The daemon's wall clock.", [({}, _unix(status.wall_time))]),
         _gauge("uptime_seconds", "Time since the daemon started.", [({}, status.uptime_s)]),
+        _gauge("discovery_info", "How devices are watched.", [({"discovery": status.discovery}, 1)]),
         _gauge("latest_results", "How many latest results the console shows.", [({}, len(status.latest))]),
     ]
 
@@ -155,6 +157,20 @@ def _engines(engines: Iterable[EngineFacts]) -> list[Family]:
             "The engine's time for one golden input, when it proved the model.",
             [(key, _seconds(one.latency_us)) for key, one in by],
         ),
+    ]
+
+
+def _devices(devices: Iterable[DeviceFacts]) -> list[Family]:
+    by = [({"path": one.path}, one) for one in devices]
+    words = [
+        ({**key, "device": one.link, "kind": one.kind, "name": one.name, "id": one.id, "serial": one.serial}, 1.0)
+        for key, one in by
+    ]
+    used = [({**key, "node": one.node, "engine": one.engine, "user": one.user}, 1.0) for key, one in by]
+    return [
+        _gauge("device_info", "A device that is here or was lost lately.", words),
+        _gauge("device_state", "The state of a device.", [({**key, "state": one.state}, 1) for key, one in by]),
+        _gauge("device_use", "Where a device is opened, and by whom.", used),
     ]
 
 

@@ -39,6 +39,7 @@ class WorkerSpec:
     load_deadline_s: float = 60.0  # from the spawn to LOADED
     memory_limit_bytes: int = MEMORY_LIMIT
     recycle_calls: int = 0  # after so many calls a new worker takes its place; 0: never
+    device: str = ""  # that it needs, by kind, short name or link; empty: none
     engine_file: Path | None = None  # a class ``Engine`` of somebody else's, instead of an engine of ours
 
 

@@ -37,6 +37,7 @@ T = TypeVar("T")
 DECISIONS = 20  # remembered for the status
 DRAIN_S = 2.0  # calls under way on an engine that is relieved get this long; then they go to the next one
 AWAY_S = 0.005  # a worker that is away was lost, which is acted upon at once, or is being replaced
+GONE_S = 0.5  # calls under way on a device that was pulled: they fail by themselves, or never
 LOOK_S = 10.0  # between two looks for what is absent
 
 Examine = Callable[[WorkerEngine], Awaitable[float | None]]
@@ -51,6 +52,7 @@ class _Post:
     engine: WorkerEngine
     task: asyncio.Task[None]
     calls: int = 0
+    proof: asyncio.Task[None] | None = None
 
 
 class PlacedEngine:
@@ -73,6 +75,7 @@ class PlacedEngine:
         self._budget = budget
         self._name = specs[0].engine
         self._posts: dict[str, _Post] = {}
+        self._devices: dict[str, str] = {}  # why the device of an engine is not here
         self._errors: dict[str, EdgedError] = {}  # why an engine does not serve
         self._ended_crashes = 0
         self._ended_loss = ""
@@ -185,6 +188,26 @@ class PlacedEngine:
         pending = [post.engine.oldest_pending_ns() for post in self._posts.values()]
         return min((since for since in pending if since is not None), default=None)
 
+    # Devices
+
+    @property
+    def devices(self) -> dict[str, str]:
+        """The device that an engine needs, for each that needs one."""
+        return {name: spec.device for name, spec in self._specs.items() if spec.device}
+
+    def working(self) -> tuple[str, ...]:
+        """The engines that have a worker now."""
+        return tuple(self._posts)
+
+    def tell_device(self, name: str, missing: str) -> None:
+        """Whether the device of an engine is here: ``missing`` says why not, empty if it is. Acted upon at once.
+
+        An engine whose device is gone loses its worker; what it was asked goes to the next engine, or waits.
+        """
+        self._devices[name] = missing
+        if not self._over:
+            self._see(name)
+
     # What is decided
 
     def _carry_out(self, decision: Decision) -> None:
@@ -207,7 +230,7 @@ class PlacedEngine:
 
         engine = WorkerEngine(self._specs[name], self._job, budget=self._budget, patience_s=0.0, on_change=on_change)
         self._posts[name] = _Post(engine, asyncio.create_task(engine.run(), name=f"engine:{name}"))
-        self._start(self._prove(name, engine), self._proofs)
+        self._posts[name].proof = self._start(self._prove(name, engine), self._proofs)
 
     async def _prove(self, name: str, engine: WorkerEngine) -> None:
         try:
@@ -234,12 +257,12 @@ class PlacedEngine:
         self._name = name
         self._tell(name, Event.SERVE)
 
-    def _retire(self, name: str) -> None:
+    def _retire(self, name: str, drain_s: float = DRAIN_S) -> None:
         """End a worker, once the calls that are with it are answered."""
-        self._start(self._end(self._posts.pop(name)), self._ends)
+        self._start(self._end(self._posts.pop(name), drain_s), self._ends)
 
-    async def _end(self, post: _Post) -> None:
-        deadline = time.monotonic() + DRAIN_S
+    async def _end(self, post: _Post, drain_s: float) -> None:
+        deadline = time.monotonic() + drain_s
         while post.calls and post.engine.stands and not self._over and time.monotonic() < deadline:
             await asyncio.sleep(0.005)
         post.task.cancel()
@@ -247,11 +270,12 @@ class PlacedEngine:
         self._ended_crashes += post.engine.crashes
         self._ended_loss = post.engine.loss or self._ended_loss
 
-    def _start(self, work: Coroutine[None, None, None], those: set[asyncio.Task[None]]) -> None:
+    def _start(self, work: Coroutine[None, None, None], those: set[asyncio.Task[None]]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         those.add(task)
         task.add_done_callback(those.discard)
         task.add_done_callback(self._notice)
+        return task
 
     def _notice(self, task: asyncio.Task[None]) -> None:
         """A task of ours that raises is a defect: ``run`` raises it."""
@@ -286,13 +310,21 @@ class PlacedEngine:
         if time.monotonic() - self._looked_s < LOOK_S:
             return
         self._looked_s = time.monotonic()
-        for name, spec in self._specs.items():
-            missing, state = _missing(spec), self.placement.sites[name].state
-            if missing and name not in self._posts and state is not State.ABSENT:
-                self._errors[name] = EngineLost(missing)
-                self._tell(name, Event.MISSING, missing)
-            elif not missing and state is State.ABSENT:
-                self._tell(name, Event.FOUND)
+        for name in self._specs:
+            self._see(name)
+
+    def _see(self, name: str) -> None:
+        state, post = self.placement.sites[name].state, self._posts.get(name)
+        missing = self._devices.get(name, "") or ("" if post is not None else _missing(self._specs[name]))
+        if missing and state is not State.ABSENT:
+            self._errors[name] = EngineLost(missing)
+            self._tell(name, Event.MISSING, missing)
+            if post is not None:
+                if post.proof is not None:
+                    post.proof.cancel()
+                self._retire(name, GONE_S)
+        elif not missing and state is State.ABSENT:
+            self._tell(name, Event.FOUND)
 
     async def _rest(self, pulse: asyncio.Event) -> None:
         """Until something changes, or time alone may."""

@@ -59,6 +59,11 @@ def own_network() -> list[str] | None:
     return None
 
 
+def _can_unshare_mounts() -> bool:
+    command = ["unshare", "--mount", "--propagation", "private", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    return bool(program("unshare")) and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 def _is_x86_linux() -> bool:
     return platform.system() == "Linux" and platform.machine() == "x86_64"
 
@@ -72,6 +77,9 @@ PARTS: dict[str, Part] = {
     "chromium": _programs("chromium"),
     "shellcheck": _programs("shellcheck"),
     "systemd-analyze": _programs("systemd-analyze"),
+    "udev tools": _programs("udevadm", "systemd-hwdb"),
+    "umockdev": _programs("umockdev-run", "umockdev-wrapper"),
+    "mount namespaces": Part(_can_unshare_mounts, "unshare --mount is not allowed here"),
     "root": Part(lambda: os.geteuid() == 0, "needs root"),
     "ptrace": Part(_can_trace, "strace is missing or may not trace here"),
     "network namespaces": Part(lambda: own_network() is not None, "unshare -n is not allowed here"),

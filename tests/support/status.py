@@ -10,6 +10,7 @@ import msgspec
 from edged.status import (
     BufferFacts,
     DecisionFacts,
+    DeviceFacts,
     EngineFacts,
     LatestResult,
     LinkFacts,
@@ -29,6 +30,22 @@ FULL = Status(
     started_wall="2026-11-22T05:38:11Z",
     uptime_s=917.0,
     wall_time="2026-11-23T08:50:18Z",
+    discovery="off: pyudev cannot be used",
+    devices=(
+        DeviceFacts(
+            name="Edge TPU stick",
+            kind="accelerator",
+            state="in-use",
+            reason="as 18d1:9302, it was 1a6e:089a",
+            link="coral-1-2",
+            id="18d1:9303",
+            node="/dev/bus/usb/001/002",
+            engine="edgetpu",
+            user="pipeline gate",
+            serial="SN-77",
+            path="/devices/usb1/1-2",
+        ),
+    ),
     engines=(
         EngineFacts(
             name="onnxruntime",

@@ -131,3 +131,13 @@ def test_a_sensor_line_says_all_that_is_wrong_with_it(tmp_path: Path) -> None:
 
 def test_every_speed_that_a_line_may_have_is_one_that_the_system_knows() -> None:
     assert all(hasattr(termios, f"B{baud}") for baud in settings.BAUDS)
+
+
+def test_an_engine_names_its_device_and_of_lava_s_only_the_chip_s_needs_one(tmp_path: Path) -> None:
+    table = {**good(tmp_path), "engines": {"lava": {"device": "loihi"}, "onnxruntime": {"device": "/dev/edged/coral"}}}
+    engines = validate(table, tmp_path).engines
+    needed = {engine: engines.device(engine) for engine in settings.ENGINES if engines.device(engine)}
+    assert needed == {"lava-loihi2": "loihi", "onnxruntime": "/dev/edged/coral"}
+    table["engines"] = {"lava": {"device": "two words"}}
+    with pytest.raises(InvalidSettings, match=r"engines\.lava\.device"):
+        validate(table, tmp_path)

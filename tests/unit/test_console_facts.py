@@ -15,6 +15,7 @@ from edged import supervisor
 from edged.buffer import journal
 from edged.console import figures, metrics, page, terminal
 from edged.console.figures import Tone
+from edged.devices import states as devices
 from edged.domain import Kind
 from edged.status import DecisionFacts, EngineFacts, LatestResult, Status
 from tests.support.status import FULL, leaves, unset
@@ -38,6 +39,7 @@ NOT_MEASURED = {
     "pipelines.sources.reason",
     "pipelines.sources.note",
     *(f"pipelines.decisions.{name}" for name in DecisionFacts.__struct_fields__),
+    "devices.reason",
     "buffer.reason",
     "link.reason",
     "link.streams.reason",
@@ -179,6 +181,7 @@ def test_an_empty_status_says_what_is_not_there() -> None:
         for words in (
             "No pipeline runs.",
             "No engine is loaded.",
+            "No known device is here.",
             "No result yet.",
             "edged-sync has not reported yet.",
             "The buffer is not open.",
@@ -272,6 +275,6 @@ def test_a_silent_sync_is_told_beside_its_last_words() -> None:
     assert "has not reported" not in terminal.render(msgspec.structs.replace(FULL, link=fresh), colour=False)
 
 
-@pytest.mark.parametrize("state", [*supervisor.State, *journal.State, *Kind])
+@pytest.mark.parametrize("state", [*supervisor.State, *journal.State, *devices.State, *Kind])
 def test_every_state_has_a_tone(state: enum.Enum) -> None:
     assert figures.tone(state.value) is not Tone.PLAIN

@@ -155,7 +155,7 @@ def _sdk_files() -> list[Path]:
 
 
 def test_the_daemon_loads_no_sdk() -> None:
-    sdks = {"onnx", "onnxruntime", "PIL", "cryptography", "sqlite_utils", "sklearn", "paho"}
+    sdks = {"onnx", "onnxruntime", "PIL", "cryptography", "sqlite_utils", "sklearn", "paho", "pyudev", "usb"}
     _passes(
         sys.executable, "-c", f"import edged.app, sys; loaded = {sdks} & set(sys.modules); assert not loaded, loaded"
     )
