@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 
+import hypothesis
 import pytest
 
 from tests.support.parts import in_ci
 
 # ONNX Runtime 1.32 reports home from Linux too unless it is told not to before its import. Tests need no network.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+# A busy machine is no defect: what takes too long is for pytest-timeout to say.
+hypothesis.settings.register_profile("edged", deadline=None)
+hypothesis.settings.load_profile("edged")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
