@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
@@ -202,26 +203,39 @@ def _as_owner(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _packed(bundle: Path, directory: Path) -> Iterator[Path]:
-    """A copy in ``incoming``, for the daemon to take."""
-    try:
-        fd, name = tempfile.mkstemp(prefix=incoming.COMMAND_PREFIX, suffix=".tar", dir=directory)
-    except OSError as error:
-        hint = "run it as root or as the daemon's user"
-        raise EdgedError(f"{directory} cannot be written: {error.strerror}", hint) from None
-    file = Path(name)
-    try:
-        with os.fdopen(fd, "wb") as copy:
-            if not bundle.is_dir():
+    """A copy in ``incoming``, for the daemon to take; locked while this command lives (``incoming.prepare``)."""
+    with _locked_file(directory) as copy:
+        file = Path(copy.name)
+        try:
+            if bundle.is_dir():
+                with tempfile.TemporaryDirectory(prefix="edged-pack-") as scratch:
+                    pack(bundle, Path(scratch) / file.name)
+                    _copy(Path(scratch) / file.name, copy)
+            else:
                 _copy(bundle, copy)
-        if bundle.is_dir():
-            pack(bundle, file)
-        owner = directory.stat()
-        if os.geteuid() == 0:
-            os.chown(file, owner.st_uid, owner.st_gid)
-        file.chmod(0o640)
-        yield file
-    finally:
-        file.unlink(missing_ok=True)
+            copy.flush()
+            owner = directory.stat()
+            if os.geteuid() == 0:
+                os.chown(file, owner.st_uid, owner.st_gid)
+            file.chmod(0o640)
+            yield file
+        finally:
+            file.unlink(missing_ok=True)
+
+
+def _locked_file(directory: Path) -> BinaryIO:
+    while True:
+        try:
+            fd, name = tempfile.mkstemp(prefix=incoming.COMMAND_PREFIX, suffix=".tar", dir=directory)
+        except OSError as error:
+            hint = "run it as root or as the daemon's user"
+            raise EdgedError(f"{directory} cannot be written: {error.strerror}", hint) from None
+        os.close(fd)
+        file = Path(name).open("wb")  # noqa: SIM115 - the caller closes it
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:  # else a daemon that starts took it for a leftover, a moment ago
+            return file
+        file.close()
 
 
 def _copy(source: Path, target: BinaryIO) -> None:

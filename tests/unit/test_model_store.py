@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -271,9 +272,11 @@ def test_what_sync_leaves_is_staged_or_thrown_away_and_never_runs_by_itself(
     (folder / "link").symlink_to("/etc/passwd")
     os.mkfifo(folder / "pipe")
     (folder / "folder").mkdir()
-    incoming.prepare(folder)
+    with (folder / ".command-2").open("wb") as living:
+        fcntl.flock(living, fcntl.LOCK_EX)
+        incoming.prepare(folder)
     assert incoming.sweep(store, folder) == incoming.POLL_S
-    assert {path.name for path in folder.iterdir()} == {".unfinished", "folder"}
+    assert {path.name for path in folder.iterdir()} == {".unfinished", ".command-2", "folder"}
     assert Path("/etc/passwd").exists()
     assert states(store) == {1: "staged"}
     assert store.current(NAME) is None

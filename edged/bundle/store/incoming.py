@@ -7,6 +7,8 @@ or a command's. Nothing that arrives here runs by itself: a trial begins by a co
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import logging
 import os
 from pathlib import Path
@@ -47,11 +49,13 @@ def make(directory: Path) -> None:
 
 
 def prepare(directory: Path) -> None:
-    """Make the directory; what killed commands left behind goes."""
+    """Make the directory; what killed commands left behind goes. A living one holds a lock on its file."""
     try:
         make(directory)
         for file in directory.glob(f"{COMMAND_PREFIX}*"):
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(BlockingIOError, FileNotFoundError), file.open("rb") as left:
+                fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.unlink(missing_ok=True)
     except (OSError, ModelStoreError) as error:
         log.warning("incoming cannot be used", extra={"path": str(directory), "reason": str(error)})
 
