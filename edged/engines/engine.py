@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from edged.domain import Array
@@ -160,7 +160,7 @@ class WorkerEngine:
                 self._on_change(False, str(why or "it was stopped"))
                 if why is None:
                     self._move(Event.STOP)
-            error = await _to_its_end(life.end(why))
+            error = await life.end(why)
             self._error = type(error)(error.message, error.hint)  # without the traceback, which holds the memory
             self._obituary = life.obituary()
             self._life = None
@@ -218,16 +218,6 @@ class WorkerEngine:
     def _extra(self) -> dict[str, object]:
         model = self._job.model
         return {"engine": self.name, "model": f"{model.name}@{model.version}", "pid": self.facts().pid}
-
-
-async def _to_its_end(work: Coroutine[None, None, T]) -> T:
-    """Wait for something that must not be left half done, though somebody is in a hurry."""
-    task = asyncio.create_task(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await task
-        raise
 
 
 @contextlib.asynccontextmanager
