@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,7 +29,7 @@ from tests.support.buffer import (
     store_settings,
     with_store,
 )
-from tests.support.parts import missing, require
+from tests.support.parts import require
 
 # a child that only reads or writes a buffer and then ends does not touch what other threads hold
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -215,21 +213,6 @@ def test_a_reader_that_stands_still_does_not_grow_the_log_without_bound(tmp_path
     with_store(settings, act)
     [((_, _), items)] = read_everything(settings.directory).items()
     assert len(rows_of(items)) == 1501
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A tmpfs of 4 MB."""
-    require("root")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True, check=False)
-    if mounted.returncode:
-        missing("mount", mounted.stderr.decode())
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
 
 
 def fill(disk: Path, leave_bytes: int) -> Path:

@@ -1,0 +1,36 @@
+"""What several integration tests need a machine to lend: a disk that is soon full, models packed once."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.parts import missing, require
+from tests.support.store import packed
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs of 4 MB."""
+    require("root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        missing("mount", mounted.stderr.decode())
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the archives of three releases of one model: ``digits-1.tar`` to ``digits-3.tar``."""
+    folder = tmp_path_factory.mktemp("tars")
+    for counter in (1, 2, 3):
+        packed(folder, None, counter)
+    return folder
