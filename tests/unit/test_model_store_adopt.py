@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 import numpy as np
 import pytest
 
-from edged.domain import Array, Frame, FrameId, Kind, Payload
+from edged.domain import Array, Frame, FrameId, Inference, Kind, Payload
 from edged.errors import EdgedError, EngineCrashed, EngineError, EngineLost, FrameRejected
 from edged.pipeline import Pipeline
 from edged.ports import Model
@@ -30,6 +30,19 @@ class Strict(NextModel):
 
     def encode(self, payload: Payload) -> dict[str, Array]:
         raise FrameRejected("wants something else")
+
+
+class Hung(SumEngine):
+    """Answers nothing, and says that it was stopped once ``ending`` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ending = asyncio.Event()
+
+    async def infer(self, inputs: Mapping[str, Array]) -> Inference:
+        self.in_flight += 1
+        await self.ending.wait()
+        raise EngineLost("the engine was stopped")
 
 
 @contextlib.asynccontextmanager
@@ -99,14 +112,6 @@ def test_a_frame_left_with_an_engine_that_is_ended_is_the_new_models(model: Next
     """It is told as lost (``WorkerEngine`` does that when it ends), which must not count against the frame."""
 
     async def body() -> None:
-        ending = asyncio.Event()
-
-        class Hung(SumEngine):
-            async def infer(self, inputs):  # type: ignore[no-untyped-def]  # as its base class
-                self.in_flight += 1
-                await ending.wait()
-                raise EngineLost("the engine was stopped")
-
         store, former, ends = MemoryStore(), Hung(), Collector()
         pipeline = Pipeline("s", SumModel(), former, store)
         async with running(pipeline):
@@ -114,7 +119,7 @@ def test_a_frame_left_with_an_engine_that_is_ended_is_the_new_models(model: Next
             while not former.in_flight:
                 await asyncio.sleep(0.001)
             await pipeline.adopt(model, SumEngine(), DRAIN_S)
-            ending.set()
+            former.ending.set()
             await ended(ends, 3)
         assert store.kinds() == {"0": kind, "1": kind, "2": kind}
         assert {entry.model for entry in store.entries} == {"sum@2.0.0"}
@@ -199,14 +204,6 @@ def test_a_frame_that_only_the_new_model_rejects_is_the_next_models(blames_the_m
 
 def test_while_nothing_may_run_frames_wait_and_what_was_under_way_is_the_next_models() -> None:
     async def body() -> None:
-        ending = asyncio.Event()
-
-        class Hung(SumEngine):
-            async def infer(self, inputs):  # type: ignore[no-untyped-def]  # as its base class
-                self.in_flight += 1
-                await ending.wait()
-                raise EngineLost("the engine was stopped")
-
         store, former, ends = MemoryStore(), Hung(), Collector()
         pipeline = Pipeline("s", SumModel(), former, store)
         async with running(pipeline):
@@ -216,7 +213,7 @@ def test_while_nothing_may_run_frames_wait_and_what_was_under_way_is_the_next_mo
             began = time.monotonic()
             await pipeline.hold(DRAIN_S)
             assert time.monotonic() - began >= DRAIN_S, "the batch under way is given its time"
-            ending.set()
+            former.ending.set()
             await feed(pipeline, ends, 3, 3)
             await asyncio.sleep(0.02)
             assert not ends.ended
