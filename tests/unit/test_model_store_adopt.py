@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Mapping
 import numpy as np
 import pytest
 
-from edged.domain import Array, Frame, FrameId, Inference, Kind, Payload
+from edged.domain import Array, Frame, FrameId, Kind, Payload
 from edged.errors import EdgedError, EngineCrashed, EngineError, EngineLost, FrameRejected
 from edged.pipeline import Pipeline
-from edged.ports import Model
+from edged.ports import Inference, Model
 from tests.support.fakes import Collector, MemoryStore, SumEngine, SumModel
 
 DRAIN_S = 0.2
