@@ -1,4 +1,4 @@
-"""What several integration tests need a machine to lend: a disk that is soon full, models packed once."""
+"""What several integration tests share: a disk that is soon full, models packed once, a broker and a store to sync."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.broker import Broker
 from tests.support.parts import missing, require
 from tests.support.store import packed
+from tests.support.sync import Store
 
 
 @pytest.fixture
@@ -34,3 +36,17 @@ def tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for counter in (1, 2, 3):
         packed(folder, None, counter)
     return folder
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """A device's store of results that a test fills by hand."""
+    with Store(tmp_path / "state") as store:
+        yield store
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    """A mosquitto of the test's own."""
+    with Broker(tmp_path / "broker") as broker:
+        yield broker

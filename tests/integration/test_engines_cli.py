@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +29,6 @@ engines = ["lava", "onnxruntime"]
 type = "http"
 name = "http"
 """
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Broker]:
-    with Broker(tmp_path / "broker") as running:
-        yield running
 
 
 def edged(folder: Path, *arguments: str, python: str, model: Path = BUNDLE) -> subprocess.CompletedProcess[str]:

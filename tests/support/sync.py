@@ -183,6 +183,11 @@ def delivered(heard: Iterable[Heard], stream: str = "digits") -> int:
     return sum(len(report.delivered) for report in account(heard, stream).report())
 
 
+def has(rows: int, stream: str = "digits") -> Callable[[list[Heard]], bool]:
+    """Whether so many numbers of a stream arrived; for ``Ear.wait``."""
+    return lambda heard: delivered(heard, stream) >= rows
+
+
 def frames(heard: Iterable[Heard]) -> list[str]:
     """The frames of all rows, a row that came again counted once."""
     rows = {
