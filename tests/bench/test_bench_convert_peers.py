@@ -26,6 +26,7 @@ from cloud_sync.convert.load import load
 from cloud_sync.convert.pipeline import Options, convert
 from cloud_sync.convert.timing import measure
 from models.mnist import data, make
+from tests.support.parts import optional
 from tests.support.tree import ROOT
 
 SWEEP = (4, 8, 16, 32)
@@ -85,7 +86,7 @@ def ours() -> list[dict[str, Any]]:
 @pytest.mark.timeout(3600)
 def test_our_conversion_beside_its_peers(capsys: pytest.CaptureFixture[str]) -> None:
     if not (data.folder() / "mnist_test.npz").exists():
-        pytest.skip("MNIST is not in the folder that EDGED_DATA names")
+        optional("MNIST", "EDGED_DATA names its folder")
     versions, *far = theirs()
     rows = [*ours(), *far]
     with capsys.disabled():

@@ -7,7 +7,6 @@ must be told. For that the test listens itself and passes the changed events on 
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.broker import Broker, Ear, Heard
+from tests.support.parts import require
 from tests.support.sync import BASE, DEVICE, FLEET, ROOT, Store, Sync, delivered, entry, events
 
 EXAMPLES = ROOT / "docs" / "examples"
@@ -48,8 +48,8 @@ def shell(broker: Broker, root: str, rows: int) -> list[str]:
 
 @pytest.fixture(params=[python, shell], ids=["python", "shell"])
 def command(request: pytest.FixtureRequest) -> Command:
-    if request.param is shell and not (shutil.which("jq") and shutil.which("mosquitto_sub")):
-        pytest.skip("jq or mosquitto_sub is not installed")
+    if request.param is shell:
+        require("jq", "mosquitto-clients")
     chosen: Command = request.param
     return chosen
 

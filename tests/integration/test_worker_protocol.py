@@ -41,6 +41,7 @@ from edged.engines.wire_json import encode_object
 from edged.engines.worker.__main__ import ENGINES
 from edged.errors import EngineError, EngineLost
 from tests.support import fault_engine
+from tests.support.parts import optional
 
 ROOT = Path(__file__).parents[2]
 FILE = ["--engine-file", fault_engine.__file__]
@@ -346,7 +347,7 @@ def test_descriptors_that_a_worker_sends_are_not_kept() -> None:
 def test_the_core_runs_on_other_interpreters(version: str) -> None:
     python = shutil.which(f"python{version}")
     if python is None or subprocess.run([python, "-V"], capture_output=True, check=False).returncode != 0:
-        pytest.skip(f"there is no python{version} here")
+        optional(f"python{version}", "an interpreter that a worker may have to run on")
     daemon = Daemon(python)
     try:
         memory = daemon.load()

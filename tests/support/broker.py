@@ -18,11 +18,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import pytest
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+
+from tests.support.parts import program, require
 
 START_S = 10.0
 
@@ -34,15 +35,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def mosquitto() -> str:
-    """The broker's program; the test is skipped by name where it is not installed."""
-    # Debian installs it where an ordinary user's PATH does not look.
-    program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
-    if program is None:
-        pytest.skip("mosquitto is not installed")
-    return program
-
-
 class Broker:
     """One mosquitto. ``users``: name → password, else anybody may come; ``acl``: lines of an ACL file."""
 
@@ -51,7 +43,8 @@ class Broker:
     ) -> None:
         self.directory = directory
         self.port = port or free_port()
-        self._program = mosquitto()
+        require("mosquitto")
+        self._program = program("mosquitto") or "mosquitto"
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
         lines = [f"listener {self.port} 127.0.0.1", "set_tcp_nodelay true", "persistence false", "log_type all", extra]
