@@ -160,11 +160,13 @@ class WorkerEngine:
                 self._on_change(False, str(why or "it was stopped"))
                 if why is None:
                     self._move(Event.STOP)
-            error = await life.end(why)
-            self._error = type(error)(error.message, error.hint)  # without the traceback, which holds the memory
-            self._obituary = life.obituary()
-            self._life = None
-            self._tried.set()
+            try:
+                error = await life.end(why)
+                self._error = type(error)(error.message, error.hint)  # without the traceback, which holds the memory
+                self._obituary = life.obituary()
+            finally:
+                self._life = None
+                self._tried.set()
         return self._error
 
     async def _retire(self, life: WorkerLife) -> None:

@@ -84,7 +84,7 @@ class WorkerLife:
     @property
     def pid(self) -> int | None:
         """The process, while there is one."""
-        alive = self._process is not None and not self._process.exited.is_set()
+        alive = self._process is not None and not self._process.exited.done()
         return self._process.pid if alive and self._process else None
 
     def obituary(self) -> dict[str, object]:
@@ -167,6 +167,7 @@ class WorkerLife:
         """End the process with all that it started, then fail the calls. Without ``why`` the worker is told first.
 
         Returns the error that its calls failed with: the cause, as far as it is known, and the worker's last line.
+        Cancelled, it still reaps the process and fails the calls before it ends. Safe to call twice.
         """
         error = why or EngineLost("the worker was stopped")
         if self._process is not None and self._client is not None:

@@ -44,7 +44,7 @@ def command(python: str, arguments: Sequence[str]) -> list[str]:
 
 
 class WorkerProcess:
-    """A running worker. ``exited`` is set, and ``on_exit`` called, once it has ended by itself or was killed."""
+    """A running worker. ``exited`` is done, and ``on_exit`` called, once it has ended by itself or was killed."""
 
     def __init__(self, arguments: Sequence[str], fd: int, on_exit: Callable[[], None]) -> None:
         """Start it with ``fd`` inherited. Raises OSError when the interpreter cannot be started."""
@@ -61,9 +61,9 @@ class WorkerProcess:
         )
         assert self._process.stdout is not None
         self.pid = self._process.pid
-        self.exited = asyncio.Event()
         self._on_exit = on_exit
         self._loop = asyncio.get_running_loop()
+        self.exited: asyncio.Future[None] = self._loop.create_future()
         self._noise = bytearray()
         self._killed = False
         self._pipe = self._process.stdout.fileno()
@@ -73,17 +73,25 @@ class WorkerProcess:
         self._loop.add_reader(self._pidfd, self._reap)
 
     async def end(self, grace_s: float = 0.0) -> None:
-        """Wait for the exit, then kill its whole group. Safe to call twice."""
+        """Wait for the exit, then kill its whole group and reap it. Safe to call twice.
+
+        Whoever cancels this takes the grace away, not the reaping: it ends as cancelled once the process is gone.
+        """
+        cancelled = await self._exits(grace_s)
+        self._kill_group()
+        until_s = self._loop.time() + REAP_S
+        while not self.exited.done() and (left_s := until_s - self._loop.time()) > 0:
+            cancelled = await self._exits(left_s) or cancelled
+        if cancelled is not None:
+            raise cancelled
+
+    async def _exits(self, within_s: float) -> asyncio.CancelledError | None:
+        """Wait for the exit for so long, or until cancelled: returns with what."""
         try:
-            async with asyncio.timeout(grace_s):
-                await self.exited.wait()
-        except TimeoutError:
-            pass
-        finally:
-            self._kill_group()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(REAP_S):
-                await self.exited.wait()
+            await asyncio.wait([self.exited], timeout=within_s)
+        except asyncio.CancelledError as cancelled:
+            return cancelled
+        return None
 
     def ending(self) -> str:
         """How it ended by itself; empty if it was ended from here."""
@@ -135,7 +143,7 @@ class WorkerProcess:
             raise
 
     def _kill_group(self) -> None:
-        if not self.exited.is_set():  # until it is reaped, its number belongs to nobody else
+        if not self.exited.done():  # until it is reaped, its number belongs to nobody else
             self._killed = True
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -148,7 +156,7 @@ class WorkerProcess:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._close_pipe()
-        self.exited.set()
+        self.exited.set_result(None)
         self._on_exit()
 
     def _listen(self) -> None:

@@ -39,9 +39,6 @@ async def running(spec: WorkerSpec, job: Job) -> AsyncIterator[WorkerEngine]:
         await engine.wait_ready()
         yield engine
     finally:
-        async with asyncio.timeout(10):
-            while not engine.stands:  # one that is being replaced is left to its end first
-                await asyncio.sleep(0.01)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
