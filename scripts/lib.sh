@@ -159,12 +159,15 @@ sync_environment() { # SET
     die "the Python packages could not be installed" "the set-up needs the package index once"
   "$UV" pip install --quiet --python "$python" --no-deps "${build[@]}" --editable "$ROOT" ||
     die "edged itself could not be installed"
+  "$UV" pip install --quiet --python "$python" --require-hashes --no-deps "${build[@]}" \
+    -r "$ROOT/requirements/systemd.txt" 2>/dev/null ||
+    say "going on without systemd-python: it is compiled, and needs gcc, pkg-config, libsystemd-dev and Python's headers"
 }
 
 # --- the whole -------------------------------------------------------------------------------------------------------
 
 fingerprint() { # SET: changes when anything does that the environment was made from
-  local locks=("$ROOT"/requirements/{"$1",build,uv}.txt)
+  local locks=("$ROOT"/requirements/{"$1",systemd,build,uv}.txt)
   {
     printf '%s\n' "$ROOT"
     sed '/^\[tool\.ruff/,$d' "$ROOT/pyproject.toml" # without the settings of linters and tests
@@ -188,7 +191,8 @@ setup_programs() { # SET
       want_programs git:git mosquitto:mosquitto mosquitto-clients:mosquitto_sub jq:jq strace:strace
       [ "$(uname -m)" = x86_64 ] || want_programs shellcheck:shellcheck # elsewhere it comes from the lock file
       has_browser || want_browser
-      want_programs gcc:gcc udev:udevadm umockdev:umockdev-run
+      want_programs gcc:gcc pkg-config:pkg-config udev:udevadm umockdev:umockdev-run
+      has_systemd_headers || { can_install && apt_install libsystemd-dev python3-dev; } || say "going on without libsystemd-dev"
       ;;
   esac
 }
@@ -202,6 +206,8 @@ want_browser() {
     say "going on without Chromium: only Debian has it as a package (elsewhere install google-chrome or a snap)"
   fi
 }
+
+has_systemd_headers() { pkg-config --exists libsystemd 2>/dev/null; }
 
 setup() { # demo|test
   local enough=("$1")

@@ -1,25 +1,24 @@
 """What systemd gives a service: notifications, the watchdog, sockets that it listened on for us.
 
-Rules: without systemd (no NOTIFY_SOCKET, no LISTEN_FDS) everything here is silent and the daemon runs as well. The
-environment variables are taken out of the environment, so that no worker inherits them. Standard library only: the
-protocols are a datagram and a range of descriptors (sd_notify(3), sd_listen_fds(3)), and a package with a compiled part
-would have to exist for every Python and processor. Decides nothing: the predicate of the watchdog is the caller's.
+Rules: without systemd (no NOTIFY_SOCKET, no LISTEN_FDS) or without systemd-python everything here is silent and the
+daemon runs as well. The environment variables are taken out of the environment, so that no worker inherits them.
+Decides nothing: the predicate of the watchdog is the daemon's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import os
 import socket
 from collections.abc import Callable
+from types import ModuleType
 
 log = logging.getLogger(__name__)
 
 BEATS = 2  # a watchdog wants a sign at least every WATCHDOG_USEC; twice as often survives one late wake-up
-FIRST_FD = 3  # SD_LISTEN_FDS_START
-UNNAMED = "unknown"  # what sd_listen_fds_with_names(3) calls a socket without a name
-SEND_S = 1.0  # systemd that is too busy for a datagram does not stop the daemon
+_LISTEN_VARIABLES = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 
 class Notifier:
@@ -28,11 +27,12 @@ class Notifier:
     def __init__(self) -> None:
         self._address = os.environ.pop("NOTIFY_SOCKET", "")
         self._watchdog_s = _watchdog_s()
+        self._daemon = _import_daemon() if self._address else None
 
     @property
     def watchdog_s(self) -> float | None:
         """Seconds within which systemd wants a sign of progress; None when it watches nothing."""
-        return self._watchdog_s if self._address else None
+        return self._watchdog_s if self._daemon is not None else None
 
     def ready(self, status: str = "") -> None:
         """Everything is loaded; work begins."""
@@ -69,16 +69,18 @@ class Notifier:
             await asyncio.sleep(self.watchdog_s / BEATS)
 
     def _send(self, state: str, status: str) -> None:
-        if not self._address:
+        if self._daemon is None:
             return
         one_line = " ".join(status.split())
         message = "\n".join(part for part in (state, f"STATUS={one_line}" if one_line else "") if part)
+        # sd_notify reads its address from the environment; it is there only for the length of this call.
+        os.environ["NOTIFY_SOCKET"] = self._address
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-                sock.settimeout(SEND_S)
-                sock.sendto(message.encode(), _unix_address(self._address))
+            self._daemon.notify(message)
         except OSError as error:
             log.warning("systemd could not be told: %s", error, extra={"told": state or "STATUS"})
+        finally:
+            os.environ.pop("NOTIFY_SOCKET", None)
 
 
 def listen_sockets() -> dict[str, list[socket.socket]]:
@@ -86,22 +88,17 @@ def listen_sockets() -> dict[str, list[socket.socket]]:
 
     Takes them once: the variables are cleared, so a second call and every child see none.
     """
-    pid, count, names = (os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
+    names: dict[int, str] = {}
+    if os.environ.get("LISTEN_PID") == str(os.getpid()) and (daemon := _import_daemon()) is not None:
+        names = daemon.listen_fds_with_names(unset_environment=True)
+    for variable in _LISTEN_VARIABLES:
+        os.environ.pop(variable, None)
     sockets: dict[str, list[socket.socket]] = {}
-    if pid != str(os.getpid()) or not count.isdecimal():
-        return sockets
-    named = names.split(":") if names else []
-    for index in range(int(count)):
-        handed = socket.socket(fileno=FIRST_FD + index)
-        handed.set_inheritable(False)
+    for fd, name in names.items():
+        handed = socket.socket(fileno=fd)
         handed.setblocking(False)
-        sockets.setdefault(named[index] if index < len(named) else UNNAMED, []).append(handed)
+        sockets.setdefault(name, []).append(handed)
     return sockets
-
-
-def _unix_address(address: str) -> str:
-    """As bind(2) wants it: a leading @ stands for the abstract namespace."""
-    return "\0" + address[1:] if address.startswith("@") else address
 
 
 def _watchdog_s() -> float | None:
@@ -110,3 +107,11 @@ def _watchdog_s() -> float | None:
     if not usec.isdecimal() or int(usec) == 0 or (pid and pid != str(os.getpid())):
         return None
     return int(usec) / 1e6
+
+
+def _import_daemon() -> ModuleType | None:
+    try:
+        return importlib.import_module("systemd.daemon")
+    except ImportError:
+        log.warning("systemd-python is not installed; systemd is told nothing (install edged[systemd])")
+        return None

@@ -15,8 +15,15 @@ from pathlib import Path
 
 import pytest
 
+from edged.host import systemd
 from edged.host.systemd import Notifier, listen_sockets
 from tests.support.parts import missing, program
+from tests.support.service import need_systemd_python
+
+
+@pytest.fixture(autouse=True)
+def systemd_python() -> None:
+    need_systemd_python()
 
 
 class Manager:
@@ -95,13 +102,16 @@ def test_without_systemd_everything_is_silent(monkeypatch: pytest.MonkeyPatch) -
     assert listen_sockets() == {}
 
 
-def test_an_abstract_address_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(f"\0edged-test-{os.getpid()}")
-        manager.settimeout(5)
-        monkeypatch.setenv("NOTIFY_SOCKET", f"@edged-test-{os.getpid()}")
-        Notifier().ready()
-        assert manager.recv(100) == b"READY=1"
+def test_without_systemd_python_everything_is_silent(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "systemd.daemon", None)  # import fails
+    monkeypatch.setenv("WATCHDOG_USEC", "1000000")
+    notifier = Notifier()
+    notifier.ready()
+    assert notifier.watchdog_s is None
+    assert manager.heard() == []
+    assert "systemd-python is not installed" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -234,3 +244,13 @@ def test_the_console_is_started_by_its_first_request() -> None:
             except OSError:
                 assert time.monotonic() < deadline, "systemd-socket-activate does not listen"
                 time.sleep(0.05)
+
+
+def test_the_module_leaves_the_sdk_alone_until_it_is_needed() -> None:
+    program = (
+        "import sys, edged.host.systemd, edged.host.journal; print([m for m in sys.modules if m.startswith('systemd')])"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    assert systemd.__name__ == "edged.host.systemd"
