@@ -26,13 +26,14 @@ from edged.bundle.store import control, incoming, requests
 from edged.bundle.store.store import ModelStore
 from edged.bundle.store.trust import Trust
 from edged.console.app import Console
-from edged.console.server import open_socket
+from edged.console.server import open_socket, open_unix_socket
 from edged.errors import ConfigError
 from edged.host import systemd
 from edged.installed import Installed, Measure
 from edged.lane import Lane, Shared
 from edged.presence import Presence
 from edged.report import Report
+from edged.sources.decode import decode
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,9 @@ class _Daemon:
         measure = Measure(config.models.trial_results, config.models.trial_s)
         installed = Installed(models, measure, {name: set(users) for name, users in self._used.items()})
         self._presence = Presence()
-        self._shared = Shared(store, config.engines, state / "cache", state / "rejected", installed, self._presence)
+        hosts = config.device.runtime_dir / "worker"
+        rejected = state / "rejected"
+        self._shared = Shared(store, config.engines, state / "cache", rejected, installed, self._presence, hosts)
         self._lanes = [Lane(pipeline, self._shared) for pipeline in config.pipeline]
         self._report = Report(config.device, self._lanes, store, self._presence.watch)
         self._notifier = systemd.Notifier()
@@ -112,6 +115,7 @@ class _Daemon:
         handed_over = list(itertools.chain.from_iterable(systemd.listen_sockets().values()))
         sockets = handed_over or [open_socket(self._http.host, self._http.port)]
         _announce(self._device.runtime_dir, sockets[0])
+        sockets.append(open_unix_socket(self._device.runtime_dir))
         self._shared.installed.attach()
         async with asyncio.TaskGroup() as services:
             running = [
@@ -143,6 +147,7 @@ class _Daemon:
             status=self._report.status,
             models=self._shared.models,
             inlets=self._shared.inlets,
+            decode=decode,
             progress=self._makes_progress,
         )
 

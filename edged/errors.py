@@ -33,6 +33,12 @@ class BundleError(EdgedError):
     code = "bundle"
 
 
+class NotOpen(EdgedError):
+    """A pipeline that is starting or stopping takes no frames; it may a moment later."""
+
+    code = "not-open"
+
+
 class FrameRejected(EdgedError):
     """A frame can never be inferred: unreadable, of the wrong shape or type, not finite. Retrying does not help."""
 

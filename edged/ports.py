@@ -60,6 +60,21 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class EventWindow:
+    """How a model bins the recordings of an event camera: T steps of ``dt_us`` each.
+
+    Time counts from the first event or from the beginning of the recording (``t0``: first_event, recording). What comes
+    after the last step is dropped, or clipped into it (``tail``: drop, clip).
+    """
+
+    width: int
+    height: int
+    dt_us: int
+    t0: str
+    tail: str
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One input or state of a model. ``shape`` is that of one sample: no batch axis, no time axis."""
 
@@ -67,6 +82,7 @@ class TensorSpec:
     dtype: str
     shape: tuple[int, ...]
     sequence: bool = False  # True: one value a time step, (T, *shape) a sample
+    events: EventWindow | None = None  # None: it takes no recordings
 
 
 class Model(Protocol):

@@ -24,7 +24,9 @@ from edged.bundle.manifest import (
     MANIFEST,
     MAX_FILES,
     MAX_MANIFEST_BYTES,
+    EventFrames,
     FileEntry,
+    Input,
     Manifest,
     decode_manifest,
     digest,
@@ -32,7 +34,7 @@ from edged.bundle.manifest import (
 )  # fmt: skip
 from edged.domain import Array, Payload, Prediction
 from edged.errors import BundleError, EngineError
-from edged.ports import TensorSpec
+from edged.ports import EventWindow, TensorSpec
 
 CHUNK = 1 << 20  # bytes hashed at a time
 SIGNATURE = "model.sig"  # may lie beside the files; no part of what it signs, so the manifest does not name it
@@ -64,7 +66,7 @@ class Bundle:
             "timesteps": manifest.timesteps,
             "classes": manifest.output.classes,
             "labels": manifest.labels,
-            "inputs": tuple(TensorSpec(i.name, i.dtype, i.shape, i.time == "sequence") for i in manifest.inputs),
+            "inputs": tuple(_input_spec(entry) for entry in manifest.inputs),
             "states": tuple(TensorSpec(s.input, "float32", s.shape) for s in manifest.states),
             "output": manifest.output.name,
             "spec": graph_spec(manifest),
@@ -119,6 +121,12 @@ class Bundle:
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise BundleError(f"{self.path / name} was changed: its sha256 differs from the manifest")
         return data
+
+
+def _input_spec(entry: Input) -> TensorSpec:
+    how = entry.encoding
+    window = EventWindow(how.width, how.height, how.dt_us, how.t0, how.tail) if isinstance(how, EventFrames) else None
+    return TensorSpec(entry.name, entry.dtype, entry.shape, entry.time == "sequence", window)
 
 
 def open_bundle(path: Path) -> Bundle:

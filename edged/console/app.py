@@ -7,6 +7,7 @@ stored. Holds no state of its own but the bodies that are being read.
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -18,20 +19,28 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import edged
-from edged.console import inference, metrics, page, server
+from edged.console import contents, inference, metrics, page, server
 from edged.console.answers import Refused, error_answer, json_answer
 from edged.console.guard import LOOPBACK, Guard
 from edged.console.health import is_ready, model_is_ready
 from edged.console.tensors import body_limit
-from edged.errors import EdgedError, StoreError
+from edged.domain import Payload
+from edged.errors import EdgedError, FrameRejected, NotOpen, StoreError
 from edged.ports import Ended, Inlet, Model
 from edged.status import Status
 
 BODIES_BYTES = 32 * 1024 * 1024  # of all requests being read or parsed at once; beyond it they are told to come back
 
 
+def _no_files(name: str, _: bytes) -> Payload:
+    raise FrameRejected(f"{name}: this console takes no files")
+
+
 class Console:
-    """The HTTP side of the daemon. ``models`` and ``inlets`` are by model name; ``progress`` is the watchdog's."""
+    """The HTTP side of the daemon. ``models`` and ``inlets`` are by model name; ``progress`` is the watchdog's.
+
+    ``decode`` turns a file that a request holds into a payload, by the suffix of its name.
+    """
 
     def __init__(
         self,
@@ -39,12 +48,14 @@ class Console:
         status: Callable[[], Status],
         models: Mapping[str, Model],
         inlets: Mapping[str, Inlet],
+        decode: contents.Decode = _no_files,
         progress: Callable[[], bool] = lambda: True,
         allowed_hosts: Collection[str] = LOOPBACK,
     ) -> None:
         self._status = status
         self._models = models
         self._inlets = inlets
+        self._decode = decode
         self._progress = progress
         self._bodies_bytes = 0
         self.routes = self._routes()
@@ -133,7 +144,8 @@ class Console:
 
     async def _read_job(self, request: Request, model: Model) -> inference.Job:
         """Read and check a request, holding at most ``BODIES_BYTES`` for all requests together."""
-        limit = body_limit(model)
+        header_bytes = request.headers.get(contents.HEADER)
+        limit = max(body_limit(model), contents.FILE_BYTES if header_bytes is not None else 0)
         too_large = Refused(413, f"the body is larger than {limit} bytes, the most that model {model.name} can need")
         if int(request.headers.get("content-length", "0")) > limit:
             raise too_large
@@ -146,7 +158,9 @@ class Console:
                     raise Refused(503, "too many large requests at once", retry=True)
                 self._bodies_bytes += len(chunk)
                 body += chunk
-            return inference.parse(bytes(body), model)
+            parse = functools.partial(inference.parse, memoryview(body), header_bytes, model, self._decode)
+            # Only what holds a file takes long enough to keep others waiting.
+            return parse() if header_bytes is None else await asyncio.to_thread(parse)
         except ClientDisconnect:
             raise Refused(400, "the connection ended before the body did") from None
         finally:
@@ -184,6 +198,8 @@ class _LastWords:
 def _ended(end: Ended | BaseException) -> Ended:
     if isinstance(end, StoreError):
         raise Refused(503, f"the result could not be stored: {end}", retry=True) from end
+    if isinstance(end, NotOpen):
+        raise Refused(503, str(end), retry=True) from end
     if isinstance(end, EdgedError):
         raise Refused(500, str(end)) from end
     if isinstance(end, BaseException):
@@ -193,7 +209,7 @@ def _ended(end: Ended | BaseException) -> Ended:
 
 async def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
-    return error_answer(error.status, error.message, retry=error.retry)
+    return error_answer(error.status, error.message, retry=error.retry, stored=error.stored)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from edged.console.answers import error_answer
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+BODIES = ("application/json", "application/octet-stream")  # types that no form can send
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 HEADERS = {
     "cache-control": "no-store",
@@ -59,7 +60,7 @@ class Guard:
         origins = headers.getlist("origin")
         if origins and origins != [f"http://{hosts[0]}"]:
             return 403, "requests from another site's page are refused"
-        if method not in SAFE_METHODS and _media_type(headers) != "application/json":
+        if method not in SAFE_METHODS and _media_type(headers) not in BODIES:
             return 415, "the body must be sent with Content-Type: application/json"
         return None
 

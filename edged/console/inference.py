@@ -7,6 +7,7 @@ result, the whole answer is the error of the first such row; asking again with t
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from typing import Any
 
 import msgspec
 
-from edged.console.answers import Refused
+from edged.console.answers import Refused, Stored
+from edged.console.contents import Decode, split
 from edged.console.tensors import Tensor, datatype_of, frames, sample_shape
-from edged.domain import Array, Kind, Receipt
+from edged.domain import Kind, Payload, Receipt
 from edged.ports import Ended, Model
 
 MAX_ID = 200  # characters of an id; together with the row it stays a readable key
@@ -72,20 +74,24 @@ class Job:
     """A checked request: the frames by key, and which outputs were asked for."""
 
     id: str
-    frames: dict[str, Array]
+    frames: dict[str, Payload]
     outputs: tuple[str, ...]
 
 
-def parse(body: bytes, model: Model) -> Job:
-    """Check a request for ``model``. Raises Refused (400) that says what is wrong and what is expected."""
+def parse(body: memoryview, header_bytes: str | None, model: Model, decode: Decode) -> Job:
+    """Check a request for ``model``. Raises Refused (400) that says what is wrong and what is expected.
+
+    ``header_bytes``: where its JSON ends, as its header says, if binary contents follow.
+    """
+    text, binary = split(body, header_bytes)
     try:
-        request = msgspec.json.decode(body, type=_Request)
+        request = msgspec.json.decode(text, type=_Request)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise Refused(400, f"the body is not an inference request in JSON: {error}") from None
     if len(request.inputs) != 1:
         raise Refused(400, f"the request holds {len(request.inputs)} inputs; expected one")
     identity = uuid.uuid4().hex if request.id is None else _checked_id(request.id)
-    rows = frames(request.inputs[0], model)
+    rows = frames(request.inputs[0], model, binary, decode)
     keys = [identity] if len(rows) == 1 else [f"{identity}#{row}" for row in range(len(rows))]
     return Job(identity, dict(zip(keys, rows, strict=True)), _wanted(request.outputs))
 
@@ -125,8 +131,16 @@ def metadata(model: Model) -> dict[str, Any]:
             {"name": "index", "datatype": "INT64", "shape": [-1]},
             {"name": "scores", "datatype": "FP32", "shape": [-1, model.classes]},
         ],
-        "parameters": {"digest": model.digest, "timesteps": model.timesteps},
+        "parameters": {"digest": model.digest, "timesteps": model.timesteps, **_events(model)},
     }
+
+
+def _events(model: Model) -> dict[str, Any]:
+    """How a model bins the recordings of an event camera; nothing where it takes none."""
+    window = model.inputs[0].events if model.inputs else None
+    if window is None:
+        return {}
+    return {f"events_{name}": value for name, value in dataclasses.asdict(window).items()}
 
 
 def _checked_id(identity: str) -> str:
@@ -153,7 +167,8 @@ def _receipt(job: Job, row: int, ended: Ended) -> Receipt:
     if ended.receipt.kind is not Kind.RESULT:
         fault = msgspec.json.decode(ended.receipt.body, type=_Failure).error
         status = 422 if ended.receipt.kind is Kind.REJECTED else 500
-        raise Refused(status, f"{where}{fault.message} [{fault.code}]")
+        stored = Stored(ended.receipt.kind.value, fault.code, ended.receipt.stream, ended.receipt.seq)
+        raise Refused(status, f"{where}{fault.message} [{fault.code}]", stored=stored)
     return ended.receipt
 
 

@@ -12,13 +12,17 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from edged import unix_socket
 from edged.errors import ConfigError
 
+SOCKET = "http.sock"
+SOCKET_MODE = 0o660
 CONNECTIONS = 128  # one device's own clients; beyond it uvicorn answers 503, so that files and memory stay bounded
 HEADERS_BYTES = 16 * 1024  # of one request; a browser on loopback sends about 1 KiB
 IDLE_S = 5  # seconds that a quiet connection stays open
@@ -45,6 +49,17 @@ def open_socket(host: str, port: int) -> socket.socket:
             raise ConfigError(f"port {port} on {host} is taken by another program", hint) from None
         reason = os.strerror(error.errno or 0)
         raise ConfigError(f"cannot listen on {host}, port {port}: {reason}", hint) from None
+    listener.setblocking(False)
+    return listener
+
+
+def open_unix_socket(directory: Path) -> socket.socket:
+    """Listen in ``directory`` for processes of the daemon's user and group. Raises ConfigError."""
+    try:
+        listener = unix_socket.listen(directory / SOCKET, SOCKET_MODE, CONNECTIONS)
+    except OSError as error:
+        hint = "the daemon must be able to write device.runtime_dir"
+        raise ConfigError(f"cannot listen at {directory / SOCKET}: {error.strerror}", hint) from None
     listener.setblocking(False)
     return listener
 

@@ -1,21 +1,24 @@
-"""JSON tensors of the Open Inference Protocol v2 → arrays of one frame each.
+"""Tensors of the Open Inference Protocol v2 → payloads of one frame each.
 
 Rules: a tensor has the model's input name, ``[*shape]`` for one frame or ``[n, *shape]`` for n (a sequence input:
 ``[T, *shape]``); its datatype is the declared one, or one that converts to it without loss. Values must be finite and
-fit their datatype. Data may be flat in row-major order or nested. Checks the form only: what the values mean is the
-model's business. Source: Open Inference Protocol, "Inference Request JSON Object".
+fit their datatype. Data may be flat in row-major order or nested, or binary behind the JSON (``contents``); files of
+type BYTES have the shape ``[1]`` or ``[n]``. Checks the form only: what the values mean is the model's business.
+Source: Open Inference Protocol, "Inference Request JSON Object".
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from msgspec import Raw, Struct
 from msgspec.json import decode
 
+from edged.console import contents
 from edged.console.answers import Refused
-from edged.domain import Array
+from edged.domain import Array, Payload
 from edged.ports import Model, TensorSpec
 
 MAX_ROWS = 64  # the largest batch that a pipeline may be configured to take
@@ -37,7 +40,15 @@ DATATYPES = {
     "FP32": "float32",
     "FP64": "float64",
 }
+FILES = "BYTES"
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+
+
+class Parameters(Struct, frozen=True):
+    """What a tensor says of its binary contents; None: they are ``data``, in JSON."""
+
+    binary_data_size: int | None = None
+    content_type: str = ""
 
 
 class Tensor(Struct, frozen=True, kw_only=True):
@@ -46,7 +57,8 @@ class Tensor(Struct, frozen=True, kw_only=True):
     name: str
     shape: tuple[int, ...]
     datatype: str
-    data: Raw
+    data: Raw = Raw(b"")
+    parameters: Parameters = Parameters()
 
 
 def datatype_of(spec: TensorSpec) -> str:
@@ -65,17 +77,57 @@ def body_limit(model: Model) -> int:
     return ENVELOPE_BYTES + row * max(1, min(MAX_ROWS, ROWS_BYTES // max(row, 1)))
 
 
-def frames(tensor: Tensor, model: Model) -> list[Array]:
-    """The frames in a tensor, each of the model's sample shape. Raises Refused (400)."""
+def frames(tensor: Tensor, model: Model, binary: memoryview | None, decode: contents.Decode) -> Sequence[Payload]:
+    """The frames in a tensor: arrays of the model's sample shape, or what its files hold. Raises Refused (400)."""
     if len(model.inputs) != 1:
         raise Refused(400, f"model {model.name} takes {len(model.inputs)} inputs; requests carry frames of one tensor")
     spec = model.inputs[0]
     if tensor.name != spec.name:
         raise Refused(400, f"model {model.name} has no input {tensor.name!r}; its input is {spec.name!r}")
+    data = _binary(tensor, binary)
+    if data is not None and tensor.datatype == FILES:
+        return contents.files(data, _files(tensor), tensor.parameters.content_type, _where(tensor), decode)
     shape = sample_shape(spec, model.timesteps)
     rows = _rows(tensor, shape)
-    values = _values(tensor, _dtype(tensor, spec))
+    dtype = _dtype(tensor, spec)
+    values = (
+        _values(tensor, dtype)
+        if data is None
+        else _finite(contents.numbers(data, dtype, math.prod(tensor.shape), _where(tensor)), tensor)
+    )
     return list(values.reshape(rows, *shape))
+
+
+def _binary(tensor: Tensor, binary: memoryview | None) -> memoryview | None:
+    """The binary contents of the request's one tensor; None where its data are JSON."""
+    size = tensor.parameters.binary_data_size
+    if (size or 0) != len(binary or b""):
+        raise Refused(
+            400, f"{_where(tensor)}: binary_data_size is {size}; {len(binary or b'')} bytes are behind the JSON"
+        )
+    if size is None:
+        if not bytes(tensor.data):
+            raise Refused(400, f"input {tensor.name!r} has neither data nor binary_data_size")
+        return None
+    return binary
+
+
+def _files(tensor: Tensor) -> int:
+    """How many files a tensor of type BYTES holds."""
+    if len(tensor.shape) != 1 or not 1 <= tensor.shape[0] <= MAX_ROWS:
+        told = f"input {tensor.name!r} has shape {list(tensor.shape)}"
+        raise Refused(400, f"{told}; expected [n] for n files (at most {MAX_ROWS})")
+    return tensor.shape[0]
+
+
+def _where(tensor: Tensor) -> str:
+    return f"data of input {tensor.name!r}"
+
+
+def _finite(values: Array, tensor: Tensor) -> Array:
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise Refused(400, f"{_where(tensor)}: every value must be finite")
+    return values
 
 
 def _rows(tensor: Tensor, shape: tuple[int, ...]) -> int:
@@ -104,7 +156,7 @@ def _dtype(tensor: Tensor, spec: TensorSpec) -> np.dtype[np.generic]:
 
 
 def _values(tensor: Tensor, dtype: np.dtype[np.generic]) -> Array:
-    where = f"data of input {tensor.name!r}"
+    where = _where(tensor)
     try:
         values = np.asarray(decode(tensor.data))
     except (ValueError, RecursionError, OverflowError):

@@ -1,4 +1,4 @@
-"""Frames that somebody hands in and waits for: ``POST /v2/models/…/infer`` and, later, the local socket.
+"""Frames that somebody hands in and waits for: ``POST /v2/models/…/infer``, by loopback or by the local socket.
 
 The caller's key is the frame's identity, so a request that is sent again returns the first result. A caller that is
 gone does not take its frame back: once offered, a frame ends in the stream. Frames that end two workers are kept in
@@ -15,7 +15,7 @@ import time
 import numpy as np
 
 from edged.domain import Array, Frame, FrameId, Kind, Payload
-from edged.errors import EdgedError
+from edged.errors import NotOpen
 from edged.ports import Ended, Intake
 from edged.sources.rejected import RejectedFolder
 
@@ -37,9 +37,9 @@ class InletSource:
             self._intake = None
 
     async def infer(self, key: str, payload: Payload) -> Ended:
-        """Offer one frame and wait for its end. Raises EdgedError while the pipeline is not open."""
+        """Offer one frame and wait for its end. Raises NotOpen while the pipeline is not open."""
         if self._intake is None:
-            raise EdgedError("the pipeline is starting or stopping", "try again in a moment, with the same id")
+            raise NotOpen("the pipeline is starting or stopping", "try again in a moment, with the same id")
         done: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
 
         def ended(end: Ended) -> None:

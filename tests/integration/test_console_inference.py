@@ -14,7 +14,7 @@ import pytest
 
 from edged.console.tensors import body_limit
 from edged.domain import FrameId, Kind
-from edged.errors import EngineError, StoreError
+from edged.errors import EngineError, NotOpen, StoreError
 from edged.ports import Ended, TensorSpec
 from edged.status import Status
 from tests.support.console import LiveConsole, MemoryInlet, PlainModel, failed, live_console, raw_exchange
@@ -249,6 +249,7 @@ def test_a_body_beyond_the_limit_is_refused_while_it_is_read(live: LiveConsole, 
         (Ended(FrameId("http", "e"), Kind.DROPPED, None), 503, "queue was full"),
         (failed("e", Kind.REJECTED, "rejected", "all pixels are blank"), 422, "all pixels are blank [rejected]"),
         (failed("e", Kind.ERROR, "engine-lost", "ended two workers"), 500, "ended two workers [engine-lost]"),
+        (NotOpen("starting"), 503, "starting"),
         (StoreError("disk full"), 503, "could not be stored: disk full"),
         (EngineError("no plan"), 500, "no plan"),
     ],
@@ -261,6 +262,7 @@ def test_an_end_without_a_result_is_an_error(
     assert answer.status_code == code
     assert words in answer.json()["error"]
     assert answer.headers.get("retry-after") == ("1" if code == 503 else None)
+    assert ("stored" in answer.json()) == ("[" in words)
 
 
 def test_one_row_without_a_result_names_itself_and_the_others_stay_stored(

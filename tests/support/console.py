@@ -20,6 +20,7 @@ from edged.console.app import Console
 from edged.console.server import open_socket
 from edged.domain import Array, FrameId, Kind, Payload, Prediction, Receipt
 from edged.ports import Ended, Inlet, Model, TensorSpec
+from edged.sources.decode import decode
 from edged.status import Status
 
 
@@ -60,8 +61,7 @@ class MemoryInlet:
         self.ends.clear()
 
     async def infer(self, key: str, payload: Payload) -> Ended:
-        assert isinstance(payload, np.ndarray)
-        self.seen[key] = payload
+        self.seen[key] = payload if isinstance(payload, np.ndarray) else payload.t_us
         if self.before is not None:
             await self.before(key)
         if key in self.ends:
@@ -73,7 +73,7 @@ class MemoryInlet:
         if first is not None:
             receipt = Receipt(first.epoch, first.stream, first.seq, first.kind, first.body, duplicate=True)
         else:
-            receipt = result(len(self.stored) + 1, int(payload.sum()))
+            receipt = result(len(self.stored) + 1, int(self.seen[key].sum()))
             self.stored[key] = receipt
         return Ended(FrameId("http", key), receipt.kind, receipt)
 
@@ -109,7 +109,7 @@ def live_console(
     inlets: Mapping[str, Inlet] | None = None,
     progress: Callable[[], bool] = lambda: True,
 ) -> Iterator[LiveConsole]:
-    console = Console(status=status, models=models or {}, inlets=inlets or {}, progress=progress)
+    console = Console(status=status, models=models or {}, inlets=inlets or {}, decode=decode, progress=progress)
     listener = open_socket("127.0.0.1", 0)
     port = listener.getsockname()[1]
     with (

@@ -12,18 +12,20 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 import msgspec
 
+from edged import unix_socket
 from edged.bundle.store.requests import Answer, Done, Refusal, Request
 from edged.errors import EdgedError
 
 log = logging.getLogger(__name__)
 
 SOCKET = "control.sock"
+BACKLOG = 8  # a person, or a script of his, asks one thing at a time
 REQUEST_BYTES = 64 << 10
 ANSWER_BYTES = 64 << 10
 HEARING_S = 10.0  # to say what one wants
@@ -32,7 +34,7 @@ ANSWER_S = 600.0  # the largest bundle allowed is unpacked, hashed and written w
 
 async def serve(directory: Path, perform: Callable[[Request], Done]) -> None:
     """Answer requests until cancelled. ``perform`` may block; it runs in a thread."""
-    listener = _listen(directory)
+    listener = unix_socket.listen(directory / SOCKET, 0o600, BACKLOG)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, TimeoutError):
@@ -54,8 +56,7 @@ def ask(directory: Path, request: Request) -> Answer | None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(ANSWER_S)
         try:
-            with _short(directory) as path:
-                client.connect(path)
+            unix_socket.connect(client, directory / SOCKET)
         except (FileNotFoundError, ConnectionRefusedError):
             return None
         except OSError as error:
@@ -92,27 +93,6 @@ async def _answered(uid: int, data: bytes, perform: Callable[[Request], Done]) -
         return Refusal(error.message, error.hint)
     log.info("command done", extra={"command": str(request), "outcome": done.message})
     return done
-
-
-def _listen(directory: Path) -> socket.socket:
-    """A fresh socket; one that is left of a killed daemon is replaced, for whoever listens holds the store's lock."""
-    (directory / SOCKET).unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with _short(directory) as path:
-        listener.bind(path)
-    (directory / SOCKET).chmod(0o600)
-    listener.listen(8)
-    return listener
-
-
-@contextlib.contextmanager
-def _short(directory: Path) -> Iterator[str]:
-    """A name of the socket that fits into a socket's address, whatever the length of the path (108 bytes)."""
-    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{fd}/{SOCKET}"
-    finally:
-        os.close(fd)
 
 
 def _uid(writer: asyncio.StreamWriter) -> int:
