@@ -76,6 +76,7 @@ class Shared:
     rejected_dir: Path
     installed: Installed
     presence: Presence
+    hosts_dir: Path | None = None  # sockets behind which systemd starts workers, by engine
     models: dict[str, Model] = field(default_factory=dict)
     inlets: dict[str, Inlet] = field(default_factory=dict)
 
@@ -117,7 +118,7 @@ class Lane:
         return ready
 
     def _recipe(self) -> Recipe:
-        specs = tuple(worker_spec(name, self.shared.engines) for name in self.config.engines)
+        specs = tuple(worker_spec(name, self.shared.engines, self.shared.hosts_dir) for name in self.config.engines)
         return Recipe(
             specs,
             self.config.max_batch,
@@ -329,8 +330,8 @@ def _seen(pipeline: Pipeline, ready: Ready) -> Seen:
     return Seen(pipeline.flow(), engine.restarts, engine.crashes, engine.loss, time.monotonic())
 
 
-def worker_spec(name: str, engines: settings.Engines) -> WorkerSpec:
-    """How to run an engine, as its table in the configuration says."""
+def worker_spec(name: str, engines: settings.Engines, hosts_dir: Path | None = None) -> WorkerSpec:
+    """How to run an engine, as its table in the configuration says; engines of one package share a host too."""
     table = engines.worker(name)
     return WorkerSpec(
         name,
@@ -340,4 +341,5 @@ def worker_spec(name: str, engines: settings.Engines) -> WorkerSpec:
         memory_limit_bytes=table.memory_mb << 20,
         recycle_calls=table.recycle_calls,
         device=engines.device(name),
+        host=hosts_dir / f"{name.partition('-')[0]}.sock" if hosts_dir is not None else None,
     )

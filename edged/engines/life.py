@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edged.engines.client import HUNG_UP, WorkerClient
+from edged.engines.hosted import HostedWorker
 from edged.engines.memory import SharedMemory, model_layout
 from edged.engines.process import WorkerProcess, command
 from edged.engines.wire import Exit, Hello, Load, Loaded
@@ -41,6 +42,7 @@ class WorkerSpec:
     recycle_calls: int = 0  # after so many calls a new worker takes its place; 0: never
     device: str = ""  # that it needs, by kind, short name or link; empty: none
     engine_file: Path | None = None  # a class ``Engine`` of somebody else's, instead of an engine of ours
+    host: Path | None = None  # a socket behind which systemd starts workers; where nobody made it, the daemon does
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ class WorkerLife:
         self.calls = 0
         self.worn = ""  # why it is to be replaced, though it works
         self._held_first: int | None = None  # bytes of memory, after the first calls
-        self._process: WorkerProcess | None = None
+        self._process: WorkerProcess | HostedWorker | None = None
         self._client: WorkerClient | None = None
 
     @property
@@ -186,21 +188,31 @@ class WorkerLife:
     def _spawn(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         python = self.spec.python or sys.executable
-        arguments = [self.spec.engine, "--fd", str(theirs.fileno()), "--parent", str(os.getpid())]
+        arguments = [self.spec.engine, "--fd", str(fd), "--parent", str(os.getpid())]
         if self.spec.engine_file is not None:
+        client = WorkerClient(ours, self.spec.deadline_s)
+        try:
+            self._process = self._start(theirs.fileno(), client.hang_up)
+        except (OSError, EngineLost):
+            client.close(EngineLost("not started"))
+            raise
+        finally:
+            theirs.close()
+        self._client = client
+
+    def _start(self, fd: int, on_exit: Callable[[], None]) -> WorkerProcess | HostedWorker:
+        """In a unit of its own where systemd offers one for its engine, else as a child. Raises EngineLost, OSError."""
+        if self.spec.host is not None and self.spec.host.is_socket():
+            return HostedWorker(self.spec.host, self.spec.engine, fd, on_exit)
             arguments += ["--engine-file", str(self.spec.engine_file.absolute())]
         client = WorkerClient(ours, self.spec.deadline_s)
         try:
-            self._process = WorkerProcess(command(python, arguments), theirs.fileno(), client.hang_up)
+            return WorkerProcess(command(python, arguments), fd, on_exit)
         except OSError as error:
-            client.close(EngineLost("not started"))
             table = self.spec.engine.partition("-")[0]  # engines of one package share a table
             setting = f"set engines.{table}.python to an interpreter that has the engine's package"
             hint = setting if isinstance(error, FileNotFoundError | PermissionError) else ""
             raise EngineLost(f"cannot start {python}: {error.strerror}", hint) from None
-        finally:
-            theirs.close()
-        self._client = client
 
     def _own_doing(self) -> bool:
         """Whether a lost worker, with its model, has to answer for that: once it serves, for all but a kill."""
