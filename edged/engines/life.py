@@ -187,9 +187,6 @@ class WorkerLife:
 
     def _spawn(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        python = self.spec.python or sys.executable
-        arguments = [self.spec.engine, "--fd", str(fd), "--parent", str(os.getpid())]
-        if self.spec.engine_file is not None:
         client = WorkerClient(ours, self.spec.deadline_s)
         try:
             self._process = self._start(theirs.fileno(), client.hang_up)
@@ -204,8 +201,10 @@ class WorkerLife:
         """In a unit of its own where systemd offers one for its engine, else as a child. Raises EngineLost, OSError."""
         if self.spec.host is not None and self.spec.host.is_socket():
             return HostedWorker(self.spec.host, self.spec.engine, fd, on_exit)
+        python = self.spec.python or sys.executable
+        arguments = [self.spec.engine, "--fd", str(fd), "--parent", str(os.getpid())]
+        if self.spec.engine_file is not None:
             arguments += ["--engine-file", str(self.spec.engine_file.absolute())]
-        client = WorkerClient(ours, self.spec.deadline_s)
         try:
             return WorkerProcess(command(python, arguments), fd, on_exit)
         except OSError as error:
