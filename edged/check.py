@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,39 +32,75 @@ class Finding:
     problem: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Who:
+    """Whose rights count: a user, with every group that it is in."""
+
+    uid: int
+    groups: frozenset[int]
+
+    def may(self, path: Path, mode: int) -> bool:
+        """Whether it may use an existing file so (``os.R_OK``, ``os.W_OK``, ``os.X_OK``), and reach it.
+
+        Of another user only owner, group and mode are known; access lists are not looked at. Raises OSError.
+        """
+        if self.uid == os.geteuid():
+            return os.access(path, mode)
+        if self.uid == 0:
+            return True
+        reached = all(self._has(parent, os.X_OK) for parent in path.resolve().parents)
+        return reached and self._has(path, mode)
+
+    def _has(self, path: Path, mode: int) -> bool:
+        found = path.stat()
+        shift = 6 if found.st_uid == self.uid else 3 if found.st_gid in self.groups else 0
+        return stat.S_IMODE(found.st_mode) >> shift & mode == mode
+
+
+def me() -> Who:
+    """Whoever runs this process."""
+    return Who(os.geteuid(), frozenset({os.getegid(), *os.getgroups()}))
+
+
 def check(config: settings.Config) -> Iterator[Finding]:
     """Look at directories, sources, and each pipeline's model on each of its engines, the self-test included."""
-    for place in (config.device.state_dir, config.device.runtime_dir):
-        yield Finding(f"directory {place}", _writable(place))
+    yield from places(config, me())
     for pipeline in config.pipeline:
-        for source in pipeline.source:
-            if isinstance(source, settings.SpoolSource):
-                yield Finding(f"spool {source.path}", _writable(source.path))
-            if isinstance(source, settings.SerialWindowsSource):
-                yield Finding(f"line {source.path}", _line(source.path))
-        yield from (_model(pipeline, engine, config) for engine in pipeline.engines)
+        yield from (model(pipeline, engine, config) for engine in pipeline.engines)
     if config.models.allow_unsigned:
         yield Finding("models", "allow_unsigned is set: bundles without a signature are taken (for development only)")
 
 
-def _writable(directory: Path) -> str:
+def places(config: settings.Config, who: Who) -> Iterator[Finding]:
+    """Look at the directories that the daemon writes, and at what its sources read."""
+    for place in (config.device.state_dir, config.device.runtime_dir):
+        yield Finding(f"directory {place}", _writable(place, who))
+    for source in (source for pipeline in config.pipeline for source in pipeline.source):
+        if isinstance(source, settings.SpoolSource):
+            yield Finding(f"spool {source.path}", _writable(source.path, who))
+        if isinstance(source, settings.SerialWindowsSource):
+            yield Finding(f"line {source.path}", _line(source.path, who))
+
+
+def _writable(directory: Path, who: Who) -> str:
     """Why a directory cannot be used, or nothing. One that is not there yet must be creatable."""
     there = next(parent for parent in (directory, *directory.parents) if parent.exists())
     if not there.is_dir():
         return f"{there} is not a directory"
-    return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} is not writable for user {os.geteuid()}"
+    return "" if who.may(there, os.W_OK | os.X_OK) else f"{there} is not writable for user {who.uid}"
 
 
-def _line(path: Path) -> str:
+def _line(path: Path, who: Who) -> str:
     """Why a line cannot be read, or nothing."""
     if not path.exists():
         return "is not there; the source waits for it"
     if not path.is_char_device() and not path.is_fifo():
         return "is no serial line, FIFO or IIO buffer"
-    return "" if os.access(path, os.R_OK) else f"is not readable for user {os.geteuid()}"
+    return "" if who.may(path, os.R_OK) else f"is not readable for user {who.uid}"
 
 
-def _model(pipeline: settings.Pipeline, engine: str, config: settings.Config) -> Finding:
+def model(pipeline: settings.Pipeline, engine: str, config: settings.Config) -> Finding:
+    """Let a pipeline's model prove itself on one engine, in a worker of our own."""
     what = f"pipeline {pipeline.name}: model {pipeline.model} on {engine}"
     try:
         with tempfile.TemporaryDirectory(prefix="edged-check-") as cache:

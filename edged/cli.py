@@ -63,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     engines.add_argument("--prove", action="store_true", help="let the models prove themselves, not only load")
     engines.add_argument("--json", action="store_true", help="one JSON object a line")
     engines.set_defaults(func=_engines)
+    doctor = commands.add_parser("doctor", help="look at everything and say what to do; the exit code says if it works")
+    doctor.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    doctor.add_argument("--quick", action="store_true", help="start no engine, and read the buffer's pages only")
+    doctor.set_defaults(func=_doctor)
     console_cli.add_commands(commands, _runtime_dir)
     devices_cli.add_commands(commands, _runtime_dir, _device_users)
     buffer_cli.add_commands(commands, _buffer_dir)
@@ -104,6 +108,12 @@ def _engines(arguments: argparse.Namespace) -> int:
         lines = [msgspec.json.encode(found).decode()] if arguments.json else inventory.show([found])
         print(*lines, sep="\n", flush=True)
     return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from edged.doctor import cli as doctor_cli
+
+    return doctor_cli.run(arguments)
 
 
 def _runtime_dir(arguments: argparse.Namespace) -> Path:

@@ -25,8 +25,7 @@ class Report:
 
     def __init__(self, device: Device, lanes: Sequence[Lane], store: SegmentStore, devices: Watch) -> None:
         self.stopping = False
-        self._device = device.id
-        self._link_file = device.sync_dir / "status.json"
+        self._device = device
         self._lanes = lanes
         self._store = store
         self._devices = devices
@@ -39,7 +38,7 @@ class Report:
         totals = self._store.totals()
         state, reasons = _state(self._lanes, buffer)
         return Status(
-            device=self._device,
+            device=self._device.id,
             version=__version__,
             state="stopping" if self.stopping else state,
             reasons=reasons,
@@ -56,7 +55,7 @@ class Report:
             pipelines=tuple(_pipeline(lane, totals) for lane in self._lanes),
             buffer=buffer,
             latest=tuple(self._store.latest(LATEST)),
-            link=self._link(),
+            link=read_link(self._device),
         )
 
     def line(self) -> str:
@@ -65,12 +64,13 @@ class Report:
         results = sum(pipeline.results for pipeline in status.pipelines)
         return "; ".join([f"{status.state}, {results} results", *status.reasons])
 
-    def _link(self) -> LinkFacts | None:
-        """What edged-sync last wrote of itself; None where it never ran."""
-        try:
-            return msgspec.json.decode(self._link_file.read_bytes(), type=LinkFacts)
-        except (OSError, msgspec.MsgspecError):
-            return None
+
+def read_link(device: Device) -> LinkFacts | None:
+    """What edged-sync last wrote of itself; None where it never ran."""
+    try:
+        return msgspec.json.decode((device.sync_dir / "status.json").read_bytes(), type=LinkFacts)
+    except (OSError, msgspec.MsgspecError):
+        return None
 
 
 def _state(lanes: Sequence[Lane], buffer: BufferFacts) -> tuple[str, tuple[str, ...]]:
