@@ -9,6 +9,10 @@ import msgspec
 from edged.domain import Entry, FrameId, Kind, Prediction
 from edged.ports import Model
 
+# Why frames are dropped, for machines: the codes of DROPPED entries.
+QUEUE_FULL = "queue-full"
+PRESSURE = "pressure"  # the device is hard pressed, and admits only a share of the frames
+
 
 def entry_of(
     stream: str, model: Model, engine: str, frame: FrameId, received_ns: int, kind: Kind, body: bytes
@@ -27,15 +31,15 @@ def entry_of(
     )
 
 
-def shed_entry(stream: str, source: str, count: int, why: str) -> Entry:
-    """The entry that says that frames of a source were dropped."""
+def shed_entry(stream: str, source: str, count: int, reason: str, why: str) -> Entry:
+    """The entry that says that frames of a source were dropped; ``reason`` is QUEUE_FULL or PRESSURE."""
     return Entry(
         stream=stream,
         kind=Kind.DROPPED,
         source=source,
         frame=None,
         received_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
-        body=reason_body("queue-full", why),
+        body=reason_body(reason, why),
         count=count,
     )
 

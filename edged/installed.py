@@ -24,7 +24,7 @@ from edged.bundle.store.store import ModelStore, ModelStoreError
 from edged.domain import Payload
 from edged.engines.engine import WorkerEngine
 from edged.errors import BundleError, EdgedError, EngineCrashed, FrameRejected
-from edged.pipeline import Flow
+from edged.flow import Flow
 from edged.ready import CRASHES, ModelFailed
 
 log = logging.getLogger(__name__)

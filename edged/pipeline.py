@@ -6,7 +6,8 @@ The queue in front of the engine is bounded by ``queue_limit`` frames. When it i
 - ``drop-oldest``  the oldest queued frame makes room (cameras: the present matters most);
 - ``drop-newest``  the arriving frame is shed.
 
-What is shed is counted, and one DROPPED entry for each source says so in the stream. At most two batches are with the
+What is shed is counted, and one DROPPED entry for each source says so in the stream, and why: a full queue, or that
+the device is hard pressed and admits only a share of the frames (``edged.admission``). At most two batches are with the
 engine at a time (one runs, one is prepared) and at most ``COMMITS`` groups wait for the medium; both bounds push back
 to the queue. Batches take what is queued and never wait to fill up.
 
@@ -29,9 +30,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edged.admission import Admission
 from edged.domain import Array, Entry, Frame, FrameId, Kind, Payload, Policy, Receipt
-from edged.entries import entry_of, prediction_body, reason_body, shed_entry
+from edged.entries import PRESSURE, QUEUE_FULL, entry_of, prediction_body, reason_body, shed_entry
 from edged.errors import EdgedError, EngineError, EngineLost, FrameRejected, StoreError
+from edged.flow import Flow
 from edged.ports import Ended, Engine, Inference, Model, OnEnded, ResultStore
 
 log = logging.getLogger(__name__)
@@ -76,20 +79,6 @@ class _Settled:
     engine_ns: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Flow:
-    """What has passed through a pipeline since the start; latencies in nanoseconds, newest last."""
-
-    queued: int
-    in_flight: Counter[str]
-    latency_ns: tuple[int, ...]
-    engine_ns: tuple[int, ...]
-    results: int
-    errors: int
-    rejected: int
-    last_seq: int
-
-
 class Pipeline:
     """Joins sources, a model on an engine and the store under one stream name. Implements the Intake port."""
 
@@ -103,6 +92,7 @@ class Pipeline:
         queue_limit: int = 64,
         policy: Policy = Policy.BLOCK,
         appeal: Appeal = no_appeal,
+        admission: Admission | None = None,
     ) -> None:
         self.name = name
         self._runner = _Runner(model, engine)
@@ -110,12 +100,13 @@ class Pipeline:
         self.policy = policy
         self._store = store
         self._appeal = appeal
+        self._admission = admission or Admission()
         self._open = asyncio.Event()  # clear while there is no model that may run
         self._open.set()
         self._queue: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
         self._room = asyncio.Condition()
-        self._shed: Counter[str] = Counter()
+        self._shed: Counter[tuple[str, str]] = Counter()  # by source and reason
         self._in_flight: Counter[str] = Counter()
         self._turns = asyncio.Semaphore(BATCHES)
         self._suspect = asyncio.Lock()
@@ -146,6 +137,9 @@ class Pipeline:
         waiting = _Waiting(frame, on_ended)
         if self.policy is Policy.BLOCK:
             await self._wait_for_room()
+        elif not self._admission.admits(frame.id.source):
+            self._drop(waiting, PRESSURE)
+            return
         elif len(self._queue) >= self.queue_limit:
             if self.policy is Policy.DROP_NEWEST:
                 self._drop(waiting)
@@ -234,6 +228,7 @@ class Pipeline:
             self._arrived.clear()
             await self._arrived.wait()
         await self._open.wait()
+        await self._admission.rest()
         count = min(len(self._queue), self.engine.max_batch)
         batch = [self._queue.popleft() for _ in range(count)]
         if self.policy is Policy.BLOCK:
@@ -247,20 +242,22 @@ class Pipeline:
         async with self._room:
             await self._room.wait_for(lambda: len(self._queue) < self.queue_limit)
 
-    def _drop(self, waiting: _Waiting) -> None:
-        self._shed[waiting.frame.id.source] += 1
+    def _drop(self, waiting: _Waiting, reason: str = QUEUE_FULL) -> None:
+        self._shed[waiting.frame.id.source, reason] += 1
         self._arrived.set()
         waiting.on_ended(Ended(waiting.frame.id, Kind.DROPPED, None))
 
     # Inference
 
     async def _batch(self, batch: Sequence[_Waiting]) -> list[_Settled]:
-        runner = self._runner
+        runner, began_s = self._runner, time.monotonic()
         runner.batches += 1
         try:
             return await self._run(runner, batch)
         finally:
             runner.batches -= 1
+            if self.policy is Policy.BLOCK:
+                self._admission.worked(time.monotonic() - began_s)
 
     async def _run(self, runner: _Runner, batch: Sequence[_Waiting]) -> list[_Settled]:
         known = self._store.find([waiting.frame.id for waiting in batch]) if batch else []
@@ -345,7 +342,7 @@ class Pipeline:
     async def _commit(self, settled: Sequence[_Settled]) -> None:
         entries = [one.entry for one in settled if one.entry is not None]
         shed, self._shed = self._shed, Counter()
-        entries += [self._shed_entry(source, count) for source, count in shed.items()]
+        entries += [self._shed_entry(source, reason, count) for (source, reason), count in shed.items()]
         receipts = iter(await self._stored(entries) if entries else [])
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         for one in settled:
@@ -379,9 +376,9 @@ class Pipeline:
     ) -> Entry:
         return entry_of(self.name, runner.model, engine or runner.engine.name, frame, received_ns, kind, body)
 
-    def _shed_entry(self, source: str, count: int) -> Entry:
-        why = f"the queue of {self.queue_limit} frames was full ({self.policy.value})"
-        return shed_entry(self.name, source, count, why)
+    def _shed_entry(self, source: str, reason: str, count: int) -> Entry:
+        full = f"the queue of {self.queue_limit} frames was full ({self.policy.value})"
+        return shed_entry(self.name, source, count, reason, self._admission.told if reason == PRESSURE else full)
 
 
 async def _left(runner: _Runner, timeout_s: float) -> None:

@@ -141,3 +141,21 @@ def test_an_engine_names_its_device_and_of_lava_s_only_the_chip_s_needs_one(tmp_
     table["engines"] = {"lava": {"device": "two words"}}
     with pytest.raises(InvalidSettings, match=r"engines\.lava\.device"):
         validate(table, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("table", "key"),
+    [
+        ({"temperature_tight_c": 96.0}, "pressure.temperature_critical_c"),
+        ({"cpu_stall_critical_percent": 50.0}, "pressure.cpu_stall_critical_percent"),
+        ({"memory_used_tight_percent": 101}, "pressure.memory_used_tight_percent"),
+        ({"critical_share_percent": 60}, "pressure.critical_share_percent"),
+        ({"tight_share_percent": 0}, "pressure.tight_share_percent"),
+        ({"look_every_s": 0}, "pressure.look_every_s"),
+        ({"temperature_tight": 70}, "pressure.temperature_tight"),
+    ],
+)
+def test_limits_of_pressure_that_make_no_sense_are_named(tmp_path: Path, table: dict[str, object], key: str) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        validate({**good(tmp_path), "pressure": table}, tmp_path)
+    assert [problem.key for problem in caught.value.problems] == [key]
