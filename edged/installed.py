@@ -62,8 +62,8 @@ class Seen:
     """What one pipeline has seen: of its frames, and of the workers that it ran them on."""
 
     flow: Flow
-    restarts: int
-    crashes: int
+    lost: int
+    crashes: int  # those of them that were lost by their own doing
     reason: str = ""  # why the last worker was lost
     now_s: float = 0.0  # of any steady clock
 
@@ -77,7 +77,7 @@ class Judge:
 
     def verdict(self, seen: Seen) -> tuple[Outcome, str]:
         """Decide, and say why a model goes."""
-        crashes, lost = seen.crashes - self.began.crashes, seen.restarts - self.began.restarts
+        crashes, lost = seen.crashes - self.began.crashes, seen.lost - self.began.lost
         if crashes >= CRASHES:
             return Outcome.FAILED, f"{crashes} of its workers crashed on trial: {seen.reason}"
         if lost >= LOST:

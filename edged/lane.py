@@ -327,7 +327,7 @@ class Lane:
 
 def _seen(pipeline: Pipeline, ready: Ready) -> Seen:
     engine = ready.engine
-    return Seen(pipeline.flow(), engine.restarts, engine.crashes, engine.loss, time.monotonic())
+    return Seen(pipeline.flow(), engine.lost, engine.crashes, engine.loss, time.monotonic())
 
 
 def worker_spec(name: str, engines: settings.Engines, hosts_dir: Path | None = None) -> WorkerSpec:

@@ -44,7 +44,8 @@ class WorkerEngine:
         self.name = spec.engine
         self.max_batch = job.max_batch
         self.decisions: tuple[DecisionFacts, ...] = ()  # there is nothing to choose
-        self.crashes = 0  # workers that were lost by their own doing
+        self.lost = 0  # workers
+        self.crashes = 0  # those of them that were lost by their own doing
         self.loss = ""  # why the last worker was lost, for as long as the engine is wanted
         self._spec = spec
         self._job = job
@@ -81,8 +82,6 @@ class WorkerEngine:
                 if error is None:  # it was worn, and is replaced at once
                     self._move(Event.REPLACE)
                     continue
-                self.crashes += isinstance(error, EngineCrashed)
-                self.loss = str(error)
                 pause_s = self._supervisor.lost(str(error))
                 self._tell_lost(pause_s)
                 await asyncio.sleep(pause_s)
@@ -105,11 +104,6 @@ class WorkerEngine:
         await self._tried.wait()
         if self._error is not None and not self._ready.is_set():
             raise self._error
-
-    @property
-    def restarts(self) -> int:
-        """Workers that replaced another one."""
-        return self._supervisor.restarts
 
     def facts(self) -> EngineFacts:
         """The engine in ``edged status``."""
@@ -161,13 +155,22 @@ class WorkerEngine:
                 if why is None:
                     self._move(Event.STOP)
             try:
-                error = await life.end(why)
-                self._error = type(error)(error.message, error.hint)  # without the traceback, which holds the memory
-                self._obituary = life.obituary()
-            finally:
-                self._life = None
-                self._tried.set()
+                await life.end(why)
+            finally:  # whoever hears of a loss ends this engine at once, perhaps
+                self._bury(life, was_lost=why is not None)
         return self._error
+
+    def _bury(self, life: WorkerLife, *, was_lost: bool) -> None:
+        error = life.error
+        assert error is not None
+        self._error = type(error)(error.message, error.hint)  # without the traceback, which holds the memory
+        self._obituary = life.obituary()
+        self._life = None
+        self._tried.set()
+        if was_lost:
+            self.lost += 1
+            self.crashes += isinstance(error, EngineCrashed)
+            self.loss = str(error)
 
     async def _retire(self, life: WorkerLife) -> None:
         """Hand a worn worker no more calls, and let it finish those that it has."""

@@ -72,6 +72,7 @@ class WorkerLife:
         self.loaded: Loaded | None = None
         self.start_s = 0.0
         self.calls = 0
+        self.error: EngineError | None = None  # what its calls failed with, once it is gone
         self.worn = ""  # why it is to be replaced, though it works
         self._held_first: int | None = None  # bytes of memory, after the first calls
         self._process: WorkerProcess | HostedWorker | None = None
@@ -168,22 +169,24 @@ class WorkerLife:
     async def end(self, why: EngineError | None = None) -> EngineError:
         """End the process with all that it started, then fail the calls. Without ``why`` the worker is told first.
 
-        Returns the error that its calls failed with: the cause, as far as it is known, and the worker's last line.
-        Cancelled, it still reaps the process and fails the calls before it ends. Safe to call twice.
+        Returns ``error``: the cause, as far as it is known, and the worker's last line. Cancelled, it still reaps the
+        process and fails the calls before it ends. Safe to call twice.
         """
         error = why or EngineLost("the worker was stopped")
-        if self._process is not None and self._client is not None:
-            hung_up = self._client.lost.done() and self._client.lost.result() == HUNG_UP
-            if why is None:
-                self._client.say_bye()
-            try:
-                await self._process.end(BYE_S if why is None else EXIT_S if hung_up else 0.0)
-            finally:
-                error = self._explain(error, own_doing=why is not None and self._own_doing())
-                self._client.close(error)
-                self.ended.set()
-        self.ended.set()
-        return error
+        try:
+            if self._process is not None and self._client is not None and not self.ended.is_set():
+                hung_up = self._client.lost.done() and self._client.lost.result() == HUNG_UP
+                if why is None:
+                    self._client.say_bye()
+                try:
+                    await self._process.end(BYE_S if why is None else EXIT_S if hung_up else 0.0)
+                finally:
+                    error = self._explain(error, own_doing=why is not None and self._own_doing())
+                    self._client.close(error)
+        finally:
+            self.error = self.error or error
+            self.ended.set()
+        return self.error
 
     def _spawn(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -77,6 +77,8 @@ class PlacedEngine:
         self._posts: dict[str, _Post] = {}
         self._devices: dict[str, str] = {}  # why the device of an engine is not here
         self._errors: dict[str, EdgedError] = {}  # why an engine does not serve
+        self._leaving: set[_Post] = set()  # being ended
+        self._ended_lost = 0
         self._ended_crashes = 0
         self._ended_loss = ""
         self._pulse = asyncio.Event()  # replaced at every change
@@ -160,20 +162,20 @@ class PlacedEngine:
             await pulse.wait()
 
     @property
+    def lost(self) -> int:
+        """Workers that were lost, on any engine, whatever became of it."""
+        return self._ended_lost + sum(engine.lost for engine in self._engines())
+
+    @property
     def crashes(self) -> int:
-        """Workers that were lost by their own doing, on any engine."""
-        return self._ended_crashes + sum(post.engine.crashes for post in self._posts.values())
+        """Those of them that were lost by their own doing."""
+        return self._ended_crashes + sum(engine.crashes for engine in self._engines())
 
     @property
     def loss(self) -> str:
         """Why a worker was lost last, empty if none was."""
-        losses = [post.engine.loss for post in self._posts.values() if post.engine.loss]
+        losses = [engine.loss for engine in self._engines() if engine.loss]
         return losses[-1] if losses else self._ended_loss
-
-    @property
-    def restarts(self) -> int:
-        """Workers that replaced another one on the same engine."""
-        return sum(post.engine.facts().restarts for post in self._posts.values())
 
     def facts(self) -> EngineFacts:
         """The engine that serves, or did last, in ``edged status``."""
@@ -259,7 +261,9 @@ class PlacedEngine:
 
     def _retire(self, name: str, drain_s: float = DRAIN_S) -> None:
         """End a worker, once the calls that are with it are answered."""
-        self._start(self._end(self._posts.pop(name), drain_s), self._ends)
+        post = self._posts.pop(name)
+        self._leaving.add(post)
+        self._start(self._end(post, drain_s), self._ends)
 
     async def _end(self, post: _Post, drain_s: float) -> None:
         deadline = time.monotonic() + drain_s
@@ -267,8 +271,14 @@ class PlacedEngine:
             await asyncio.sleep(0.005)
         post.task.cancel()
         await asyncio.gather(post.task, return_exceptions=True)
+        self._leaving.discard(post)
+        self._ended_lost += post.engine.lost
         self._ended_crashes += post.engine.crashes
         self._ended_loss = post.engine.loss or self._ended_loss
+
+    def _engines(self) -> list[WorkerEngine]:
+        """Those that may still have a worker, the ones in use last."""
+        return [post.engine for post in (*self._leaving, *self._posts.values())]
 
     def _start(self, work: Coroutine[None, None, None], those: set[asyncio.Task[None]]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

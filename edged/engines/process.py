@@ -20,6 +20,9 @@ from edged.engines.wire import Exit
 
 NOISE = 8192  # bytes of a worker's last words to keep: a Python traceback fits
 CHUNK = 65536
+HURRY_S = (
+    0.1  # of grace for whoever is in a hurry: a worker that ends by itself is gone by then, and its cause is known
+)
 REAP_S = 5.0  # a killed process that is not gone by then hangs in a driver; it is left to the kernel
 PRIVATE = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS)
@@ -75,20 +78,23 @@ class WorkerProcess:
     async def end(self, grace_s: float = 0.0) -> None:
         """Wait for the exit, then kill its whole group and reap it. Safe to call twice.
 
-        Whoever cancels this takes the grace away, not the reaping: it ends as cancelled once the process is gone.
+        Whoever cancels this shortens the grace, not the reaping: it ends as cancelled once the process is gone.
         """
-        cancelled = await self._exits(grace_s)
+        now_s = self._loop.time()
+        cancelled = await self._exits(now_s + grace_s)
+        if cancelled is not None:
+            await self._exits(min(now_s + grace_s, self._loop.time() + HURRY_S))
         self._kill_group()
         until_s = self._loop.time() + REAP_S
-        while not self.exited.done() and (left_s := until_s - self._loop.time()) > 0:
-            cancelled = await self._exits(left_s) or cancelled
+        while not self.exited.done() and self._loop.time() < until_s:
+            cancelled = await self._exits(until_s) or cancelled
         if cancelled is not None:
             raise cancelled
 
-    async def _exits(self, within_s: float) -> asyncio.CancelledError | None:
-        """Wait for the exit for so long, or until cancelled: returns with what."""
+    async def _exits(self, until_s: float) -> asyncio.CancelledError | None:
+        """Wait for the exit until then (the loop's time), or until cancelled: returns with what."""
         try:
-            await asyncio.wait([self.exited], timeout=within_s)
+            await asyncio.wait([self.exited], timeout=max(0.0, until_s - self._loop.time()))
         except asyncio.CancelledError as cancelled:
             return cancelled
         return None

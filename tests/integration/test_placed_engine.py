@@ -131,6 +131,25 @@ def test_a_healed_engine_takes_its_place_again_and_no_call_is_lost(tmp_path: Pat
     asyncio.run(main())
 
 
+def test_a_lost_worker_is_counted_though_its_engine_gave_way(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with placed(make_job(tmp_path), FIRST, SECOND, standby=True) as engine:
+            for number, other in ((1, "second"), (2, "first"), (3, "second")):
+                async with asyncio.timeout(10):
+                    while not any(facts.placement == "proved" for facts in engine.all_facts()):
+                        await asyncio.sleep(0.01)
+                os.kill(pid_of(engine, engine.name), signal.SIGKILL)
+                await until(engine, other)
+                async with asyncio.timeout(2.0):  # it is reaped first
+                    while engine.lost < number:
+                        await asyncio.sleep(0.01)
+                assert (engine.lost, engine.crashes) == (number, 0)
+                assert "SIGKILL" in engine.loss
+        assert (engine.lost, engine.crashes) == (3, 0), "what is ended in peace is not lost"
+
+    asyncio.run(main())
+
+
 def test_a_worker_that_is_back_first_keeps_the_frames(tmp_path: Path) -> None:
     async def main() -> None:
         slow = {"second": 1.0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def test_after_so_many_calls_a_new_worker_takes_its_place(tmp_path: Path) -> Non
     async def main() -> None:
         async with running(replace(SPEC, recycle_calls=60), make_job(tmp_path)) as engine:
             assert len(await ask_many(engine, 400)) >= 3
-            assert (engine.restarts, engine.crashes) == (0, 0)
+            assert (engine.lost, engine.crashes) == (0, 0)
 
     asyncio.run(main())
 
@@ -88,7 +89,7 @@ def test_a_worker_that_grows_is_replaced_before_the_limit_takes_it(tmp_path: Pat
                 while engine.facts().pid in (former, None) or engine.facts().state != "ready":
                     await asyncio.sleep(0.01)
             await ask_many(engine, 20)
-            assert (engine.restarts, engine.crashes, engine.loss) == (0, 0, "")
+            assert (engine.lost, engine.crashes, engine.loss) == (0, 0, "")
 
     asyncio.run(main())
 
@@ -100,9 +101,10 @@ def test_control_what_grows_over_the_limit_at_once_is_lost(tmp_path: Path, monke
         async with running(replace(SPEC, memory_limit_bytes=200 << 20), make_job(tmp_path)) as engine:
             inputs = frames(1)
             inputs["x"][0, 0] = marker("leak")
-            await engine.infer(inputs)
+            with contextlib.suppress(EngineLost):  # where the look comes in the middle of it
+                await engine.infer(inputs)
             async with asyncio.timeout(10):
-                while not engine.restarts:
+                while not engine.lost:
                     await asyncio.sleep(0.01)
             assert "MiB of memory" in engine.loss
 

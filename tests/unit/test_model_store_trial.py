@@ -24,7 +24,7 @@ from tests.support.bundles import make_bundle
 from tests.support.store import NAME, make_store, packed, record_of, write_bundle
 
 FLOW = Flow(queued=0, in_flight=Counter(), latency_ns=(), engine_ns=(), results=100, errors=5, rejected=7, last_seq=112)
-BEGAN = Seen(FLOW, restarts=4, crashes=2, now_s=1000.0)
+BEGAN = Seen(FLOW, lost=4, crashes=2, now_s=1000.0)
 JUDGE = Judge(Measure(results=10, seconds=60.0), BEGAN)
 
 
@@ -54,7 +54,7 @@ def test_crashes_are_held_against_a_model_and_kills_only_end_its_trial(
     crashes: int, kills: int, outcome: Outcome
 ) -> None:
     flow = replace(FLOW, results=1000)
-    seen = Seen(flow, restarts=4 + crashes + kills, crashes=2 + crashes, reason="it stopped", now_s=2000.0)
+    seen = Seen(flow, lost=4 + crashes + kills, crashes=2 + crashes, reason="it stopped", now_s=2000.0)
     found, reason = JUDGE.verdict(seen)
     assert found is outcome
     assert reason.endswith("on trial: it stopped") or outcome is Outcome.WELL
