@@ -1,4 +1,4 @@
-"""Turns the bytes of a file into a payload, by its suffix: ``.npy``, ``.png``, or a recording of ``events``.
+"""Turns the bytes of a file into a payload, by its suffix: ``.npy``, ``.png``, ``.jpg``, or a recording of ``events``.
 
 Decodes what strangers send: sizes are checked before memory is taken, pickles are refused, and everything that is wrong
 raises FrameRejected with the reason. Does not look at models: shapes are checked when the frame is encoded.
@@ -72,10 +72,22 @@ def _parse_npy_header(head: bytes) -> tuple[np.dtype[np.generic], tuple[int, ...
 
 def decode_png(data: bytes) -> Array:
     """Decode an image: (H, W) grey or (H, W, 3) colour, uint8. 16-bit grey keeps its depth; alpha is dropped."""
+    return _decode_image(data, "PNG")
+
+
+def decode_jpeg(data: bytes) -> Array:
+    """Decode an image: (H, W) grey or (H, W, 3) colour, uint8. One that was cut off is refused.
+
+    Cameras leave out the Huffman tables where they are those of the standard (T.81, K.3): they are taken as such.
+    """
+    return _decode_image(data, "JPEG")
+
+
+def _decode_image(data: bytes, kind: str) -> Array:
     from PIL import Image, UnidentifiedImageError  # here: 2 MB that only a device with images pays
 
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        with Image.open(io.BytesIO(data), formats=[kind]) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise FrameRejected(f"an image of {image.width} by {image.height} pixels is too large")
             if image.mode.startswith("I"):
@@ -83,12 +95,14 @@ def decode_png(data: bytes) -> Array:
             grey = image.mode in ("1", "L", "LA")
             return np.array(image.convert("L" if grey else "RGB"))
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise FrameRejected(f"not a readable PNG: {error}") from None
+        raise FrameRejected(f"not a readable {kind}: {error}") from None
 
 
 DECODERS: dict[str, Callable[[bytes], Payload]] = {
     ".npy": decode_npy,
     ".png": decode_png,
+    ".jpg": decode_jpeg,
+    ".jpeg": decode_jpeg,
     ".bs2": decode_saccade,
     ".bin": decode_saccade,
     ".dat": decode_dat,

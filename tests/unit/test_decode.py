@@ -30,6 +30,12 @@ def png(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> bytes:
     return data.getvalue()
 
 
+def jpeg(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(array).save(data, "JPEG", quality=95)
+    return data.getvalue()
+
+
 def events(*rows: tuple[int, int, int, int]) -> bytes:
     return b"".join(bytes([x, y]) + (p << 23 | t).to_bytes(3, "big") for x, y, p, t in rows)
 
@@ -76,6 +82,14 @@ def test_png_keeps_grey_colour_and_depth() -> None:
     np.testing.assert_array_equal(decode_png(png(deep)), deep)
 
 
+def test_jpeg_keeps_grey_and_colour() -> None:
+    grey = np.add.outer(np.arange(16), np.arange(24)).astype(np.uint8) * 5
+    for name in ("a.jpg", "a.JPEG"):
+        assert np.abs(np.asarray(decode(name, jpeg(grey))).astype(int) - grey).max() < 6
+    colour = np.full((16, 24, 3), (200, 100, 50), np.uint8)
+    assert np.abs(np.asarray(decode("a.jpg", jpeg(colour))).astype(int) - colour).max() < 6
+
+
 def test_a_png_bomb_is_refused_before_its_pixels_are_made() -> None:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -113,7 +127,12 @@ def test_the_suffix_chooses_and_an_unknown_one_is_named() -> None:
         decode("a.npy", bytes(MAX_BYTES + 1))
 
 
-SEEDS = [npy(np.arange(12, dtype=np.float32).reshape(3, 4)), png(np.eye(8, dtype=np.uint8)), events((1, 2, 1, 3)) * 3]
+SEEDS = [
+    npy(np.arange(12, dtype=np.float32).reshape(3, 4)),
+    png(np.eye(8, dtype=np.uint8)),
+    jpeg(np.eye(8, dtype=np.uint8)),
+    events((1, 2, 1, 3)) * 3,
+]
 
 
 @settings(max_examples=600, deadline=None)
