@@ -16,26 +16,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import logging
 import os
 import stat
 import termios
 import time
 import tty
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 from edged.domain import Frame, FrameId
 from edged.errors import ConfigError
 from edged.ports import Ended, Intake
+from edged.sources.returning import RETRY_S, Returning, Tell
 from edged.sources.sample_stream import Framing, Windows
 
-log = logging.getLogger(__name__)
-
-RETRY_S = 0.5  # between two looks at a line that is away
 READ_BYTES = 16 << 10  # at once: a third of a second at 12 kHz and four bytes a sample
-Tell = Callable[[str, str], None]  # why there are no samples (or nothing), and what was lost so far
 
 
 class SerialWindowsSource:
@@ -47,30 +42,22 @@ class SerialWindowsSource:
         self._baud = baud
         self._framing = framing
         self._windows = windows
-        self._tell = tell
+        self._line = Returning(name, path, tell, self._lost)
         self._run = uuid.uuid4().hex[:8]
         self._number = 0
-        self._returns = 0
-        self._has_brought = self._was_lost = False
-        self._told = ("", "")
 
     async def run(self, intake: Intake) -> None:
         """Read until cancelled. Raises ConfigError when the path can never be a line."""
-        while True:
-            try:
-                fd = _open(self._path, self._baud)
-            except OSError as error:
-                self._say(error.strerror or str(error))
-                await asyncio.sleep(RETRY_S)
-                continue
+        await self._line.hold(lambda: self._session(intake))
+
+    async def _session(self, intake: Intake) -> None:
+        fd = _open(self._path, self._baud)
+        try:
             self._framing.opened()
-            self._say("")
-            try:
-                await self._read_all(fd, intake)
-            finally:
-                os.close(fd)
-            self._was_lost = self._has_brought
-            await asyncio.sleep(RETRY_S)
+            self._line.say()
+            await self._read_all(fd, intake)
+        finally:
+            os.close(fd)
 
     async def _read_all(self, fd: int, intake: Intake) -> None:
         """Read until the line is gone."""
@@ -84,23 +71,20 @@ class SerialWindowsSource:
                 await _readable(fd)
                 continue
             except OSError as error:
-                self._say(f"the line is gone ({errno.errorcode.get(error.errno or 0, str(error))})")
+                self._line.say(f"the line is gone ({errno.errorcode.get(error.errno or 0, str(error))})")
                 return
             if data:
                 await self._take(data, intake)
                 await asyncio.sleep(0)  # a writer that is faster than this loop must not have it for itself
             elif is_fifo:  # stays open, or what the next writer brings at once would be lost
-                self._say("nobody writes to it")
+                self._line.say("nobody writes to it")
                 await asyncio.sleep(RETRY_S)
             else:
-                self._say("the line is gone")
+                self._line.say("the line is gone")
                 return
 
     async def _take(self, data: bytes, intake: Intake) -> None:
-        if self._was_lost:
-            self._returns += 1
-            log.info("line has returned", extra={"source": self.name, "path": str(self._path)})
-        self._has_brought, self._was_lost = True, False
+        self._line.brought()
         for run in self._framing.feed(data):
             for window in self._windows.push(run):
                 received_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -108,26 +92,14 @@ class SerialWindowsSource:
                 await intake.offer(
                     Frame(FrameId(self.name, f"{self._run}-{self._number:09}"), window, received_ns), _ignore
                 )
-        self._say("")
+        self._line.say()
 
-    def _say(self, reason: str) -> None:
-        """Tell the status, where something has changed."""
-        counts = {
+    def _lost(self) -> dict[str, int]:
+        return {
             "blocks lost on the line": self._framing.lost,
             "damaged on the way": self._framing.damaged,
             "samples in no window": self._windows.unused,
-            "times away and back": self._returns,
         }
-        told = (
-            reason and f"{self._path}: {reason}",
-            ", ".join(f"{what}: {count}" for what, count in counts.items() if count),
-        )
-        if told == self._told:
-            return
-        if told[0] != self._told[0] and reason:
-            log.warning("line brings nothing", extra={"source": self.name, "reason": told[0]})
-        self._told = told
-        self._tell(*told)
 
 
 def _open(path: Path, baud: int) -> int:
