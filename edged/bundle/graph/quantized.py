@@ -35,7 +35,7 @@ def packed(model: onnx.ModelProto) -> onnx.ModelProto:
     made.CopyFrom(model)
     nodes: list[onnx.NodeProto] = []
     for name, axis in _weights(model.graph):
-        found = _split(numpy_helper.to_array(weights[name]), axis) if name in weights else None
+        found = split(numpy_helper.to_array(weights[name]), axis) if name in weights else None
         if found is None:
             continue
         whole, scale = (numpy_helper.from_array(part, name + end) for part, end in zip(found, _SUFFIX, strict=True))
@@ -88,20 +88,21 @@ def _weights(graph: onnx.GraphProto) -> Iterator[tuple[str, int]]:
     axes: dict[str, set[int | None]] = {}
     for node in graph.node:
         for position, name in enumerate(node.input):
-            axes.setdefault(name, set()).add(_output_axis(node) if position == 1 else None)
+            axes.setdefault(name, set()).add(output_axis(node) if position == 1 else None)
     for name, found in axes.items():
         axis = next(iter(found))
         if len(found) == 1 and axis is not None:
             yield name, axis
 
 
-def _output_axis(node: onnx.NodeProto) -> int | None:
+def output_axis(node: onnx.NodeProto) -> int | None:
+    """The axis of a layer's weights that counts its outputs; None where it has none."""
     if node.op_type == "Gemm":
         return 0 if any(a.name == "transB" and a.i for a in node.attribute) else 1
     return {"Conv": 0, "MatMul": 1}.get(node.op_type)
 
 
-def _split(weight: NDArray[Any], axis: int) -> tuple[NDArray[Any], NDArray[Any]] | None:
+def split(weight: NDArray[Any], axis: int) -> tuple[NDArray[Any], NDArray[Any]] | None:
     """Whole numbers and steps whose products are the weight to the bit; None where there are none, or no gain."""
     if weight.ndim <= axis or weight.size + 4 * weight.shape[axis] >= 4 * weight.size:
         return None
