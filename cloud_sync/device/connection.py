@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from cloud_sync.contract.results import PAYLOAD_LIMIT_BYTES
-from cloud_sync.device.backoff import Backoff
 from cloud_sync.device.facts import Teller
 from cloud_sync.device.link import ANSWER_TIMEOUT_S, Answered, Broker, Connected, Event, Letter, Link, Lost, Received
+from edged.backoff import Backoff
 
 log = logging.getLogger(__name__)
 

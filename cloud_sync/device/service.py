@@ -20,7 +20,6 @@ import msgspec
 from cloud_sync.contract.messages import Ack, decode
 from cloud_sync.contract.results import ENVELOPE_BYTES, PAYLOAD_LIMIT_BYTES, Origin, Part, pack
 from cloud_sync.contract.topics import Channel, ContractError, DeviceTopics
-from cloud_sync.device.backoff import Backoff
 from cloud_sync.device.connection import Connection, Phase
 from cloud_sync.device.cursors import Cursors
 from cloud_sync.device.facts import DaemonStatus, Teller, letter, now, stream_facts, write_status
@@ -29,6 +28,7 @@ from cloud_sync.device.settings import Settings
 from cloud_sync.device.tail import Tail
 from cloud_sync.device.uplink import Turn, Uplink
 from cloud_sync.device.watch import Watch
+from edged.backoff import Backoff
 from edged.errors import EdgedError
 from edged.status import LinkFacts
 
