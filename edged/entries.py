@@ -11,6 +11,7 @@ from edged.ports import Model
 
 # Why frames are dropped, for machines: the codes of DROPPED entries.
 QUEUE_FULL = "queue-full"
+OVERTAKEN = "overtaken"  # a live source had a later frame before this one could be taken
 PRESSURE = "pressure"  # the device is hard pressed, and admits only a share of the frames
 
 
@@ -32,7 +33,7 @@ def entry_of(
 
 
 def shed_entry(stream: str, source: str, count: int, reason: str, why: str) -> Entry:
-    """The entry that says that frames of a source were dropped; ``reason`` is QUEUE_FULL or PRESSURE."""
+    """The entry that says that frames of a source were dropped; ``reason`` is one of the codes above."""
     return Entry(
         stream=stream,
         kind=Kind.DROPPED,

@@ -6,9 +6,9 @@ The queue in front of the engine is bounded by ``queue_limit`` frames. When it i
 - ``drop-oldest``  the oldest queued frame makes room (cameras: the present matters most);
 - ``drop-newest``  the arriving frame is shed.
 
-What is shed is counted, and one DROPPED entry for each source says so in the stream, and why: a full queue, or that
-the device is hard pressed and admits only a share of the frames (``edged.admission``). At most two batches are with the
-engine at a time (one runs, one is prepared) and at most ``COMMITS`` groups wait for the medium; both bounds push back
+What is shed is counted, and one DROPPED entry for each source says so in the stream, and why: a full queue, a later
+frame (``overtaken``), or that the device is hard pressed and admits only a share (``edged.admission``). At most two
+batches are with the engine (one runs, one is prepared), at most ``COMMITS`` groups wait for the medium: both push back
 to the queue. Batches take what is queued and never wait to fill up.
 
 A frame whose worker dies is tried once more, alone and with nothing else in flight, so that the guilty frame is told
@@ -32,7 +32,7 @@ import numpy as np
 
 from edged.admission import Admission
 from edged.domain import Array, Entry, Frame, FrameId, Kind, Payload, Policy, Receipt
-from edged.entries import PRESSURE, QUEUE_FULL, entry_of, prediction_body, reason_body, shed_entry
+from edged.entries import OVERTAKEN, PRESSURE, QUEUE_FULL, entry_of, prediction_body, reason_body, shed_entry
 from edged.errors import EdgedError, EngineError, EngineLost, FrameRejected, StoreError
 from edged.flow import Flow
 from edged.ports import Ended, Engine, Inference, Model, OnEnded, ResultStore
@@ -157,12 +157,16 @@ class Pipeline:
         receipt = (await self._stored([entry]))[0]
         on_ended(Ended(frame, receipt.kind, receipt))
 
+    def overtaken(self, source: str) -> None:
+        """Account for a frame as the Intake port says."""
+        self._shed[source, OVERTAKEN] += 1
+        self._arrived.set()
+
     def flow(self) -> Flow:
         """What passed since the start."""
-        counts = Counter({source: count for source, count in self._in_flight.items() if count})
         return Flow(
             queued=len(self._queue),
-            in_flight=counts,
+            in_flight=Counter({source: count for source, count in self._in_flight.items() if count}),
             latency_ns=tuple(self._latency_ns),
             engine_ns=tuple(self._engine_ns),
             results=self._ended_as[Kind.RESULT],
@@ -237,10 +241,9 @@ class Pipeline:
         return batch
 
     async def _wait_for_room(self) -> None:
-        if len(self._queue) < self.queue_limit:
-            return
-        async with self._room:
-            await self._room.wait_for(lambda: len(self._queue) < self.queue_limit)
+        if len(self._queue) >= self.queue_limit:
+            async with self._room:
+                await self._room.wait_for(lambda: len(self._queue) < self.queue_limit)
 
     def _drop(self, waiting: _Waiting, reason: str = QUEUE_FULL) -> None:
         self._shed[waiting.frame.id.source, reason] += 1
@@ -331,10 +334,9 @@ class Pipeline:
 
     def _results(self, runner: _Runner, batch: Sequence[_Waiting], inference: Inference) -> list[_Settled]:
         share_ns = inference.engine_ns // len(batch)
-        predictions = runner.model.decode(inference.readout)
         return [
             self._ended(runner, waiting, Kind.RESULT, prediction_body(prediction), share_ns, inference.engine)
-            for waiting, prediction in zip(batch, predictions, strict=True)
+            for waiting, prediction in zip(batch, runner.model.decode(inference.readout), strict=True)
         ]
 
     # Ends
@@ -378,7 +380,8 @@ class Pipeline:
 
     def _shed_entry(self, source: str, reason: str, count: int) -> Entry:
         full = f"the queue of {self.queue_limit} frames was full ({self.policy.value})"
-        return shed_entry(self.name, source, count, reason, self._admission.told if reason == PRESSURE else full)
+        why = {PRESSURE: self._admission.told, OVERTAKEN: "a later frame came before they could be taken"}
+        return shed_entry(self.name, source, count, reason, why.get(reason, full))
 
 
 async def _left(runner: _Runner, timeout_s: float) -> None:

@@ -41,6 +41,9 @@ class Intake(Protocol):
     async def reject(self, frame: FrameId, received_ns: int, reason: str, on_ended: OnEnded) -> None:
         """Account for something that arrived but is not a frame (unreadable): a REJECTED entry is committed."""
 
+    def overtaken(self, source: str) -> None:
+        """Account for a frame of a live source that had a later one before it could offer this: it is dropped."""
+
 
 class Inlet(Protocol):
     """A source that is asked: whoever hands it a frame waits for the frame's end."""

@@ -155,6 +155,9 @@ class Gate:
     async def reject(self, _frame: FrameId, _received_ns: int, _reason: str, _on_ended: OnEnded) -> None:
         raise AssertionError("a line rejects nothing")
 
+    def overtaken(self, _source: str) -> None:
+        raise AssertionError("a line overtakes nothing")
+
 
 def source(path: Path, told: list[tuple[str, str]], framing: Framing | None = None) -> SerialWindowsSource:
     windows = Windows("s16le", 1, 100, 100, 1.0)

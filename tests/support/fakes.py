@@ -119,6 +119,7 @@ class Collector:
         self.ended: list[Ended] = []
         self.frames: list[tuple[str, Payload]] = []
         self.rejected: list[tuple[str, str]] = []
+        self.dropped = 0
         self.kind = kind
 
     def __call__(self, end: Ended) -> None:
@@ -132,6 +133,9 @@ class Collector:
     async def reject(self, frame: FrameId, received_ns: int, reason: str, on_ended: Callable[[Ended], None]) -> None:
         self.rejected.append((frame.key, reason))
         on_ended(Ended(frame, Kind.REJECTED, self._receipt(Kind.REJECTED, b'{"error":{"code":"rejected"}}')))
+
+    def overtaken(self, source: str) -> None:
+        self.dropped += 1
 
     def _receipt(self, kind: Kind, body: bytes) -> Receipt:
         return Receipt(MemoryStore.epoch, "s", len(self.frames) + len(self.rejected), kind, body)

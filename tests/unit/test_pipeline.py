@@ -114,6 +114,24 @@ def test_a_full_queue_sheds_and_the_stream_says_how_many(policy: Policy, kept: s
     run(body)
 
 
+def test_frames_that_a_live_source_overtook_are_in_the_stream_though_nothing_else_is() -> None:
+    async def body() -> None:
+        store, ends = MemoryStore(), Collector()
+        pipeline = Pipeline("s", SumModel(), SumEngine(), store)
+        async with running(pipeline):
+            for _ in range(3):
+                pipeline.overtaken("camera")
+            await until(lambda: sum(entry.count for entry in store.entries) == 3)
+            await pipeline.offer(frame(1), ends)
+            await until(lambda: len(ends.ended) == 1)
+        [shed] = [entry for entry in store.entries if entry.kind is Kind.DROPPED]
+        assert (shed.source, shed.count) == ("camera", 3)
+        assert b'"overtaken"' in shed.body
+        assert ends.ended[0].kind is Kind.RESULT
+
+    run(body)
+
+
 def test_a_frame_unfit_for_the_model_is_rejected_and_its_neighbours_are_not() -> None:
     async def body() -> None:
         store, ends = MemoryStore(), Collector()
