@@ -28,6 +28,7 @@ from edged.bundle.store.trust import Trust
 from edged.console.app import Console
 from edged.console.server import open_socket, open_unix_socket
 from edged.errors import ConfigError
+from edged.governor import Governor
 from edged.host import systemd
 from edged.installed import Installed, Measure
 from edged.lane import Lane, Shared
@@ -107,7 +108,8 @@ class _Daemon:
         rejected = state / "rejected"
         self._shared = Shared(store, config.engines, state / "cache", rejected, installed, self._presence, hosts)
         self._lanes = [Lane(pipeline, self._shared) for pipeline in config.pipeline]
-        self._report = Report(config.device, self._lanes, store, self._presence.watch)
+        self._governor = Governor(config.pressure, self._lanes)
+        self._report = Report(config.device, self._lanes, store, self._presence.watch, self._governor)
         self._notifier = systemd.Notifier()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -121,6 +123,7 @@ class _Daemon:
             running = [
                 services.create_task(self._console().serve(sockets), name="console"),
                 services.create_task(self._presence.watch.run(), name="devices"),
+                services.create_task(self._governor.run(), name="pressure"),
                 services.create_task(self._write_status(), name="status"),
                 services.create_task(control.serve(self._device.runtime_dir, self._perform), name="control"),
                 services.create_task(incoming.watch(self._models, self._device.incoming_dir), name="incoming"),

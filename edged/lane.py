@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edged import config as settings
+from edged.admission import Admission
 from edged.bundle.loaded import Bundle
 from edged.bundle.store.record import Slot
 from edged.bundle.store.states import State
@@ -94,6 +95,7 @@ class Lane:
     slot: Slot | None = None  # of an installed model
     pipeline: Pipeline | None = None
     trial: str = ""  # how far a trial has come, or why the last one was taken back
+    admission: Admission = field(default_factory=Admission)  # how much may pass while the device is pressed
     source_reasons: dict[str, str] = field(default_factory=dict)  # why a source brings nothing
     source_notes: dict[str, str] = field(default_factory=dict)  # what a source has lost
     _ready: list[Ready] = field(default_factory=list)  # what has a worker; the last one runs, or is to
@@ -154,6 +156,7 @@ class Lane:
             queue_limit=self.config.queue,
             policy=self.config.policy,
             appeal=self._appeal,
+            admission=self.admission,
         )
         sources = [self._make_source(source) for source in self.config.source]
         self._tell_running(ready)

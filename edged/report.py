@@ -14,6 +14,7 @@ from edged.buffer.store import SegmentStore
 from edged.config import Device
 from edged.devices.watch import Watch
 from edged.domain import Totals
+from edged.governor import Governor
 from edged.lane import Lane, Stage
 from edged.status import BufferFacts, EngineFacts, LinkFacts, ModelFacts, PipelineFacts, SourceFacts, Status
 
@@ -23,12 +24,15 @@ LATEST = 20  # results shown
 class Report:
     """Knows the parts and when the daemon started; ``status`` is cheap enough to be asked every second."""
 
-    def __init__(self, device: Device, lanes: Sequence[Lane], store: SegmentStore, devices: Watch) -> None:
+    def __init__(
+        self, device: Device, lanes: Sequence[Lane], store: SegmentStore, devices: Watch, governor: Governor
+    ) -> None:
         self.stopping = False
         self._device = device
         self._lanes = lanes
         self._store = store
         self._devices = devices
+        self._governor = governor
         self._started = time.monotonic()
         self._started_wall = _now()
 
@@ -36,7 +40,7 @@ class Report:
         """The whole truth at this instant."""
         buffer = self._store.facts()
         totals = self._store.totals()
-        state, reasons = _state(self._lanes, buffer)
+        state, reasons = _state(self._lanes, buffer, self._governor.reason)
         return Status(
             device=self._device.id,
             version=__version__,
@@ -56,6 +60,7 @@ class Report:
             buffer=buffer,
             latest=tuple(self._store.latest(LATEST)),
             link=read_link(self._device),
+            pressure=self._governor.facts(),
         )
 
     def line(self) -> str:
@@ -73,8 +78,9 @@ def read_link(device: Device) -> LinkFacts | None:
         return None
 
 
-def _state(lanes: Sequence[Lane], buffer: BufferFacts) -> tuple[str, tuple[str, ...]]:
-    reasons = [f"pipeline {lane.config.name}: {lane.reason}" for lane in lanes if lane.stage is Stage.FAILED]
+def _state(lanes: Sequence[Lane], buffer: BufferFacts, pressure: str) -> tuple[str, tuple[str, ...]]:
+    reasons = [pressure] if pressure else []
+    reasons += [f"pipeline {lane.config.name}: {lane.reason}" for lane in lanes if lane.stage is Stage.FAILED]
     for lane in lanes:
         if lane.engine is not None and lane.stage is not Stage.FAILED:
             reasons += _engine_reasons(lane.config.name, lane.engine.facts(), lane.engine.all_facts())
@@ -159,6 +165,8 @@ def _pipeline(lane: Lane, totals: dict[str, Totals]) -> PipelineFacts:
         latency_p99_us=_quantile_us(latency, 0.99),
         engine_p50_us=_quantile_us(sorted(flow.engine_ns), 0.5) if flow is not None else None,
         last_seq=flow.last_seq if flow is not None else 0,
+        share_percent=round(lane.admission.share * 100, 1),
+        shed_by_pressure=lane.admission.dropped,
         sources=sources,
         decisions=tuple(lane.engine.decisions) if lane.engine is not None else (),
     )

@@ -79,6 +79,8 @@ class PipelineFacts(msgspec.Struct, frozen=True, kw_only=True):
     latency_p99_us: float | None = None
     engine_p50_us: float | None = None
     last_seq: int = 0
+    share_percent: float = 100.0  # of its frames, or of its time, that it gets; less under pressure
+    shed_by_pressure: int = 0  # frames dropped because of that, since the start
     sources: tuple[SourceFacts, ...] = ()
     decisions: tuple[DecisionFacts, ...] = ()  # about its engines, where there are several; the newest last
 
@@ -149,6 +151,34 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
     path: str = ""  # below /sys
 
 
+class MeasureFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """One figure of how hard pressed the device is. A limit of 0 is none."""
+
+    name: str  # temperature, memory used, memory stall, cpu stall, io stall, throttled by the hardware
+    where: str
+    value: float
+    unit: str  # °C or %, empty where it is 1
+    tight: float
+    critical: float
+    level: str  # that it asks for by itself
+
+
+class PressureFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """How hard pressed the device is, and what followed. Counts are those since the start."""
+
+    level: str  # normal, tight, critical, off
+    reason: str = ""
+    since: str = ""  # RFC 3339, UTC; empty as long as it never changed
+    changes: int = 0
+    recycled: int = 0  # workers replaced because memory was short
+    missing: str = ""  # what cannot be measured here
+    power_mode: str = ""  # Jetson's
+    cpu_cap_percent: float | None = None  # of its highest clock that the CPU may use
+    triggers: int = 0  # of the kernel, which wake the daemon when memory stalls
+    look_us: float | None = None  # how long the last look took
+    measures: tuple[MeasureFacts, ...] = ()
+
+
 class LatestResult(msgspec.Struct, frozen=True, kw_only=True):
     """One of the last entries, for a person to look at."""
 
@@ -182,3 +212,4 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     buffer: BufferFacts | None = None
     latest: tuple[LatestResult, ...] = ()
     link: LinkFacts | None = None
+    pressure: PressureFacts | None = None

@@ -34,6 +34,7 @@ from cloud_sync.device.uplink import Lane
 from edged import __version__
 from edged.status import LinkFacts, Status, StreamLinkFacts
 
+Severity = Literal["warning", "critical"]
 STATUS_MODE = 0o660  # as every file that the two services share through their group
 
 
@@ -81,7 +82,7 @@ class Teller:
         health = Health(device=self._topics.device, session=self.session, time=now(), link=link, daemon=told)
         return letter(Channel.HEALTH, self._topics.health, encode(health))
 
-    def alarm(self, name: str, severity: Literal["warning", "critical"], message: str) -> Letter:
+    def alarm(self, name: str, severity: Severity, message: str) -> Letter:
         """Something that a person should know."""
         device = self._topics.device
         event = AlarmEvent(

@@ -22,7 +22,7 @@ from cloud_sync.contract.results import ENVELOPE_BYTES, PAYLOAD_LIMIT_BYTES, Ori
 from cloud_sync.contract.topics import Channel, ContractError, DeviceTopics
 from cloud_sync.device.connection import Connection, Phase
 from cloud_sync.device.cursors import Cursors
-from cloud_sync.device.facts import DaemonStatus, Teller, letter, now, stream_facts, write_status
+from cloud_sync.device.facts import DaemonStatus, Severity, Teller, letter, now, stream_facts, write_status
 from cloud_sync.device.link import Answered, Broker, Received
 from cloud_sync.device.settings import Settings
 from cloud_sync.device.tail import Tail
@@ -80,6 +80,7 @@ class Service:
         self._limit_bytes = PAYLOAD_LIMIT_BYTES
         self._told_info = b""
         self._info_due = True
+        self._told_pressure = "normal"
         self._told: LinkFacts | None = None  # what the status file says, but for its time
         self._stopping = False
         central = sync.ack == "central"
@@ -249,6 +250,18 @@ class Service:
         if at >= self._due.health:
             self._due.health = at + HEALTH_EVERY_S
             self._connection.notify(self._teller.health(self._daemon.facts, self._facts()))
+        self._tell_pressure()
+
+    def _tell_pressure(self) -> None:
+        """An event for every change of level; for what changed while there was no link, a late one."""
+        pressure = self._daemon.facts.pressure if self._daemon.facts else None
+        if pressure is None or pressure.level in (self._told_pressure, "off"):
+            return
+        self._told_pressure = pressure.level
+        self._counts.alarms += 1
+        message = f"the device's pressure is {pressure.level}" + (f": {pressure.reason}" if pressure.reason else "")
+        severity: Severity = "critical" if pressure.level == "critical" else "warning"
+        self._connection.notify(self._teller.alarm("pressure", severity, message))
 
     def _alarm(self, name: str, message: str) -> None:
         self._counts.alarms += 1

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from edged.console.figures import NOTHING, Cell, Tone, clock, count, duration, micros, size, tone
+from edged.console.figures import NOTHING, Cell, Tone, clock, count, duration, figure, micros, percent, size, tone
 from edged.status import (
     BufferFacts,
     DeviceFacts,
@@ -19,12 +19,14 @@ from edged.status import (
     LinkFacts,
     ModelFacts,
     PipelineFacts,
+    PressureFacts,
     SourceFacts,
     Status,
     StreamLinkFacts,
 )
 
 DIGEST_SHOWN = 12  # hex digits: enough to tell bundles apart at a glance; /status has all 64
+WHOLE = 100.0  # percent
 SILENCE_S = 30.0  # edged-sync writes at least every ten seconds
 
 
@@ -69,6 +71,8 @@ def tables(status: Status) -> tuple[Table, ...]:
         _decisions(status.pipelines, today),
         _devices(status.devices),
         _models(status.models),
+        _pressure(status.pressure, today),
+        _measures(status.pressure),
         _buffer(status.buffer),
         _link(status.link, status.wall_time),
         _streams(status.link.streams if status.link else ()),
@@ -77,7 +81,7 @@ def tables(status: Status) -> tuple[Table, ...]:
 
 def _pipelines(pipelines: Iterable[PipelineFacts]) -> Table:
     headings = ("pipeline", "model", "engine", "results", "errors", "queue", "when full")
-    figures = ("latency p50", "latency p99", "engine p50", "last seq")
+    figures = ("latency p50", "latency p99", "engine p50", "last seq", "share", "shed by pressure")
     rows = [
         Row(
             (
@@ -92,6 +96,8 @@ def _pipelines(pipelines: Iterable[PipelineFacts]) -> Table:
                 micros(one.latency_p99_us),
                 micros(one.engine_p50_us),
                 count(one.last_seq),
+                percent(one.share_percent, Tone.WARN if one.share_percent < WHOLE else Tone.PLAIN),
+                count(one.shed_by_pressure, Tone.WARN),
             )
         )
         for one in pipelines
@@ -229,6 +235,47 @@ def _models(models: Iterable[ModelFacts]) -> Table:
         for one in models
     ]
     return Table("Models", headings, tuple(rows), "No model is loaded.")
+
+
+def _pressure(pressure: PressureFacts | None, today: str) -> Table:
+    headings = ("pressure", "since", "changes", "workers replaced", "power mode", "CPU clock", "triggers", "one look")
+    rows = () if pressure is None else (_pressed(pressure, today),)
+    return Table("Pressure", headings, rows, "Nobody looks how hard pressed the device is.")
+
+
+def _pressed(one: PressureFacts, today: str) -> Row:
+    return Row(
+        (
+            Cell(one.level, tone=tone(one.level)),
+            Cell(clock(one.since, today)),
+            count(one.changes),
+            count(one.recycled, Tone.WARN),
+            Cell(one.power_mode or NOTHING),
+            Cell(NOTHING) if one.cpu_cap_percent is None else percent(one.cpu_cap_percent),
+            count(one.triggers),
+            micros(one.look_us),
+        ),
+        "; ".join(told for told in (one.reason, one.missing) if told),
+    )
+
+
+def _measures(pressure: PressureFacts | None) -> Table:
+    headings = ("measured", "where", "asks for", "now", "unit", "slows from", "alarms from")
+    rows = [
+        Row(
+            (
+                Cell(one.name),
+                Cell(one.where),
+                Cell(one.level, tone=tone(one.level)),
+                figure(one.value),
+                Cell(one.unit or NOTHING),
+                figure(one.tight) if one.tight else Cell(NOTHING),
+                figure(one.critical) if one.critical else Cell(NOTHING),
+            )
+        )
+        for one in (pressure.measures if pressure is not None else ())
+    ]
+    return Table("What presses", headings, tuple(rows), "Nothing is measured.")
 
 
 def _buffer(buffer: BufferFacts | None) -> Table:

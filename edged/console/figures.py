@@ -18,10 +18,10 @@ class Tone(enum.Enum):
 
 
 _TONES = {
-    Tone.GOOD: "ready ok running passed result connected flowing active serving in-use",
+    Tone.GOOD: "ready ok running passed result connected flowing active serving in-use normal",
     Tone.WARN: "starting handshaking loading degraded stopping backoff pending waiting connecting probing held "
-    "rejected dropped trial trying faltering resting absent unfit seen returned lost",
-    Tone.BAD: "failed quarantined full error stopped UNSIGNED unusable",
+    "rejected dropped trial trying faltering resting absent unfit seen returned lost tight off",
+    Tone.BAD: "failed quarantined full error stopped UNSIGNED unusable critical",
 }
 TONE_OF = {word: tone for tone, words in _TONES.items() for word in words.split()}
 
@@ -57,6 +57,16 @@ def micros(us: float | None) -> Cell:
 
 def _three_figures(number: float) -> str:
     return f"{number:.2f}" if number < 9.995 else f"{number:.1f}" if number < 99.95 else f"{number:.0f}"
+
+
+def figure(number: float) -> Cell:
+    """A measured figure, such as 84.5."""
+    return Cell(f"{number:.6g}", number)
+
+
+def percent(number: float, how: Tone = Tone.PLAIN) -> Cell:
+    """A share, such as 50 %."""
+    return Cell(f"{number:.6g} %", number, how)
 
 
 def size(number: int) -> Cell:

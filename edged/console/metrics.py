@@ -13,7 +13,16 @@ from datetime import datetime
 from typing import Literal
 
 from edged.console.health import is_ready
-from edged.status import BufferFacts, DeviceFacts, EngineFacts, LinkFacts, ModelFacts, PipelineFacts, Status
+from edged.status import (
+    BufferFacts,
+    DeviceFacts,
+    EngineFacts,
+    LinkFacts,
+    ModelFacts,
+    PipelineFacts,
+    PressureFacts,
+    Status,
+)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 US_PER_S = 1e6  # Status counts microseconds, Prometheus seconds
@@ -48,6 +57,7 @@ def families(status: Status) -> list[Family]:
         *_models(status.models),
         *_buffer(status.buffer),
         *_link(status.link),
+        *_pressure(status.pressure),
     ]
 
 
@@ -115,6 +125,16 @@ def _pipelines(pipelines: Iterable[PipelineFacts]) -> list[Family]:
         _gauge("pipeline_queued_frames", "Frames in the queue.", [(key, one.queued) for key, one in by]),
         _gauge("pipeline_queue_limit_frames", "Bound of the queue.", [(key, one.queue_limit) for key, one in by]),
         _gauge("pipeline_last_seq", "Last sequence number of the stream.", [(key, one.last_seq) for key, one in by]),
+        _gauge(
+            "pipeline_share_ratio",
+            "The share of its frames, or of its time, that a stream gets; less than 1 under pressure.",
+            [(key, one.share_percent / 100) for key, one in by],
+        ),
+        _counter(
+            "pipeline_shed_by_pressure_frames",
+            "Frames dropped because the device was hard pressed.",
+            [(key, one.shed_by_pressure) for key, one in by],
+        ),
         _gauge("pipeline_latency_seconds", "From receiving a frame to its stored result.", latencies),
         _gauge(
             "pipeline_engine_seconds",
@@ -230,6 +250,34 @@ def _link(link: LinkFacts | None) -> list[Family]:
         _counter("link_alarms", "Alarms of the link.", [({}, link.alarms)]),
         _gauge("link_stream_state", "The state of a stream.", [({**key, "state": one.state}, 1) for key, one in by]),
         _gauge("link_stream_seq", "How far a stream is stored, published and acknowledged.", seqs),
+    ]
+
+
+def _pressure(pressure: PressureFacts | None) -> list[Family]:
+    if pressure is None:
+        return []
+    by = [({"measure": one.name, "where": one.where, "unit": one.unit}, one) for one in pressure.measures]
+    cap = None if pressure.cpu_cap_percent is None else pressure.cpu_cap_percent / 100
+    mode = [({"mode": pressure.power_mode}, 1.0)] if pressure.power_mode else []
+    return [
+        _gauge("pressure_state", "How hard pressed the device is.", [({"level": pressure.level}, 1)]),
+        _gauge("pressure_since_time_seconds", "When that changed last.", [({}, _unix(pressure.since))]),
+        _counter("pressure_changes", "Changes of that level.", [({}, pressure.changes)]),
+        _counter("pressure_recycled_workers", "Workers replaced for want of memory.", [({}, pressure.recycled)]),
+        _gauge("pressure_measure", "What is measured, in its unit.", [(key, one.value) for key, one in by]),
+        _gauge(
+            "pressure_tight_limit", "Where it makes the device tight.", [(key, one.tight or None) for key, one in by]
+        ),
+        _gauge("pressure_critical_limit", "Where critical.", [(key, one.critical or None) for key, one in by]),
+        _gauge(
+            "pressure_measure_state",
+            "The level that a measure asks for by itself.",
+            [({"measure": one.name, "where": one.where, "level": one.level}, 1) for _, one in by],
+        ),
+        _gauge("pressure_triggers", "Triggers of the kernel that wake the daemon.", [({}, pressure.triggers)]),
+        _gauge("pressure_look_seconds", "How long the last look took.", [({}, _seconds(pressure.look_us))]),
+        _gauge("power_mode", "The power mode of the device.", mode),
+        _gauge("cpu_clock_cap_ratio", "Of its highest clock that the CPU may use.", [({}, cap)]),
     ]
 
 

@@ -18,6 +18,7 @@ from edged.engines.client import WorkerAway
 from edged.engines.life import Job, WorkerLife, WorkerSpec
 from edged.errors import EngineAway, EngineCrashed, EngineError, EngineLost
 from edged.ports import Inference
+from edged.pressure import Held
 from edged.status import DecisionFacts, EngineFacts
 from edged.supervisor import Budget, Event, State, Supervisor
 
@@ -126,6 +127,19 @@ class WorkerEngine:
     def all_facts(self) -> tuple[EngineFacts, ...]:
         """Every engine that the model may run on: this one."""
         return (self.facts(),)
+
+    def workers(self) -> tuple[WorkerEngine, ...]:
+        """Every engine that has a worker now, each with one: this one."""
+        return (self,) if self.stands else ()
+
+    def held(self, name: str) -> Held | None:
+        """The memory of the worker that is ready; None while there is none. ``name`` is what to call it."""
+        return self._life.held(name) if self._life is not None and self.stands else None
+
+    def recycle(self, why: str) -> None:
+        """Have the worker replaced: calls that it has are answered first, and no other is lost."""
+        if self._life is not None:
+            self._life.recycle(why)
 
     def oldest_pending_ns(self) -> int | None:
         """Since when the worker is at its present call (CLOCK_BOOTTIME), None when it has none."""

@@ -19,6 +19,7 @@ from edged.engines.wire import Exit, Hello, Load, Loaded
 from edged.engines.wire_json import WireError
 from edged.errors import EngineCrashed, EngineError, EngineLost
 from edged.ports import Model
+from edged.pressure import Held
 from edged.supervisor import Event
 
 WATCH_S = 5.0  # between two looks at a worker: cheap, and a leak or a silent death shows in time
@@ -74,6 +75,7 @@ class WorkerLife:
         self.calls = 0
         self.error: EngineError | None = None  # what its calls failed with, once it is gone
         self.worn = ""  # why it is to be replaced, though it works
+        self._unwanted: asyncio.Future[str] | None = None  # somebody else's reason, while it is watched
         self._held_first: int | None = None  # bytes of memory, after the first calls
         self._process: WorkerProcess | HostedWorker | None = None
         self._client: WorkerClient | None = None
@@ -138,6 +140,7 @@ class WorkerLife:
     async def watch(self) -> str:
         """Return why the worker is lost, once it is. A worker that is worn is not: then the answer is empty."""
         assert self._process is not None
+        self._unwanted = asyncio.get_running_loop().create_future()
         while not self.client.lost.done():
             held = self._process.memory_bytes()
             if held > self.spec.memory_limit_bytes:
@@ -146,8 +149,19 @@ class WorkerLife:
             if self.worn:
                 return ""
             self.client.ping()
-            await asyncio.wait([self.client.lost], timeout=WATCH_S)
+            await asyncio.wait([self.client.lost, self._unwanted], timeout=WATCH_S)
         return self.client.lost.result()
+
+    def held(self, name: str) -> Held | None:
+        """The memory that the worker holds now; None unless it serves."""
+        if self._process is None or self._unwanted is None or self.worn:
+            return None
+        return Held(name, self._process.memory_bytes(), self._held_first)
+
+    def recycle(self, why: str) -> None:
+        """Let a new worker take its place soon, in peace."""
+        if self._unwanted is not None and not self._unwanted.done():
+            self._unwanted.set_result(why)
 
     async def drain(self) -> None:
         """Wait for the answers to the calls that the worker has; at most for the deadline of one."""
@@ -162,6 +176,8 @@ class WorkerLife:
         limit = self.spec.memory_limit_bytes
         if self._held_first is not None and held - self._held_first > (limit - self._held_first) * GROWN:
             return f"grew from {self._held_first >> 20} to {held >> 20} MiB"
+        if self._unwanted is not None and self._unwanted.done():
+            return self._unwanted.result()
         if self.spec.recycle_calls and self.calls >= self.spec.recycle_calls:
             return f"answered {self.calls} calls"
         return ""

@@ -185,6 +185,10 @@ class PlacedEngine:
         """Every engine that the model may run on, best first."""
         return tuple(self._facts(site) for site in self.placement.sites.values())
 
+    def workers(self) -> tuple[WorkerEngine, ...]:
+        """Every engine that has a worker now, each with one."""
+        return tuple(worker for post in self._posts.values() for worker in post.engine.workers())
+
     def oldest_pending_ns(self) -> int | None:
         """Since when a worker is at its present call (CLOCK_BOOTTIME), None when none has one."""
         pending = [post.engine.oldest_pending_ns() for post in self._posts.values()]

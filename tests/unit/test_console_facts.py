@@ -28,6 +28,7 @@ WORDED = {
     "models.digest": "5f1c5f1c5f1c",  # the first 12 digits; /status and /metrics have all
     "latest.wall_time": "2026-11-21 23:59:58 UTC",
     "link.wall_time": "2026-11-20 01:02:03 UTC",
+    "pressure.since": "2026-11-19 21:11:09 UTC",
     "pipelines.decisions.wall_time": "07:14:09",
 }
 # What is text for a person, and not a series: of these /metrics shows how many there are.
@@ -43,9 +44,18 @@ NOT_MEASURED = {
     "buffer.reason",
     "link.reason",
     "link.streams.reason",
+    "pressure.reason",
+    "pressure.missing",
     *(f"latest.{name}" for name in LatestResult.__struct_fields__),
 }
-MEASURED = {"started_wall": "1795325891", "wall_time": "1795423818", "link.wall_time": "1795136523"}
+MEASURED = {
+    "started_wall": "1795325891",
+    "wall_time": "1795423818",
+    "link.wall_time": "1795136523",
+    "pressure.since": "1795122669",
+    "pressure.cpu_cap_percent": "0.725",  # a ratio there
+    "pipelines.share_percent": "0.615",
+}
 
 
 class _Text(HTMLParser):
