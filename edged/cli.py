@@ -80,9 +80,14 @@ def _run(arguments: argparse.Namespace) -> int:
     config = settings.load(arguments.config)
     from edged import app
     from edged.host import journal
+    from edged.safe_mode import leave_words
 
     journal.set_up()
-    return app.run(config)
+    try:
+        return app.run(config)
+    except Exception as error:
+        leave_words(error, config.device.runtime_dir)  # whoever starts the service again may have to tell
+        raise
 
 
 def _check(arguments: argparse.Namespace) -> int:
