@@ -67,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="one JSON object instead of text")
     doctor.add_argument("--quick", action="store_true", help="start no engine, and read the buffer's pages only")
     doctor.set_defaults(func=_doctor)
+    diag = commands.add_parser("diag", help="write one bundle for support, without secrets")
+    diag.add_argument("--out", type=Path, metavar="FILE.tar.gz", help="(default: edged-diag-DEVICE-TIME.tar.gz here)")
+    diag.set_defaults(func=_diag)
     console_cli.add_commands(commands, _runtime_dir)
     devices_cli.add_commands(commands, _runtime_dir, _device_users)
     buffer_cli.add_commands(commands, _buffer_dir)
@@ -119,6 +122,12 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from edged.doctor import cli as doctor_cli
 
     return doctor_cli.run(arguments)
+
+
+def _diag(arguments: argparse.Namespace) -> int:
+    from edged.diag import cli as diag_cli
+
+    return diag_cli.run(arguments)
 
 
 def _runtime_dir(arguments: argparse.Namespace) -> Path:

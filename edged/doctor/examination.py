@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from edged import config as settings
-from edged.doctor import disk, hardware, link, models, service, store
+from edged.doctor import disk, hardware, link, models, pressure, service, store
 from edged.doctor.case import Case
 from edged.doctor.findings import Finding, failed, ok, warning
 from edged.doctor.machine import Machine
@@ -15,7 +15,7 @@ from edged.errors import ConfigError, EdgedError
 Check = Callable[[Case], Iterator[Finding]]
 CHECKS: tuple[Check, ...] = (
     service.daemon, service.units, service.users, service.permissions, link.configured,
-    disk.space, disk.mount, disk.wear, store.clocks,
+    disk.space, disk.mount, disk.wear, pressure.pressure, store.clocks,
     store.buffer, store.integrity, store.backlog, link.link,
     hardware.rules, hardware.devices, models.slots, service.workers, models.engines,
 )  # fmt: skip

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
+from edged.config import Config
+from edged.console.cli import Report
 from edged.devices import udev
 from edged.devices.watch import Watch
 from edged.doctor.case import Case
@@ -34,7 +36,7 @@ def rules(case: Case) -> Iterator[Finding]:
 
 def devices(case: Case) -> Iterator[Finding]:
     """Each known device, and each that an engine of the configuration needs."""
-    facts, discovery, lacking = _look(case)
+    facts, discovery, lacking = look(case.config, case.report)
     if discovery.startswith("off"):
         yield warning("devices", discovery, "edged devices shows what can be seen here")
     for one in facts:
@@ -50,13 +52,13 @@ def devices(case: Case) -> Iterator[Finding]:
         yield not_applicable("devices", "no known device is here, and none is configured")
 
 
-def _look(case: Case) -> tuple[tuple[DeviceFacts, ...], str, dict[str, str]]:
+def look(config: Config, report: Report) -> tuple[tuple[DeviceFacts, ...], str, dict[str, str]]:
     """The devices, how they are watched, and which engine lacks its own: as the daemon says, else by our own eyes."""
-    needed = {name: case.config.engines.device(name) for one in case.config.pipeline for name in one.engines}
+    needed = {name: config.engines.device(name) for one in config.pipeline for name in one.engines}
     needed = {name: wanted for name, wanted in needed.items() if wanted}
-    if case.status is not None:
-        absent = {one.name: one.reason for one in case.status.engines if one.placement == "absent"}
-        return case.status.devices, case.status.discovery, {name: absent[name] for name in needed if name in absent}
+    if report.status is not None and not report.silence:
+        absent = {one.name: one.reason for one in report.status.engines if one.placement == "absent"}
+        return report.status.devices, report.status.discovery, {name: absent[name] for name in needed if name in absent}
     watch = asyncio.run(_survey())
     missing = {name: watch.missing(wanted) for name, wanted in needed.items()}
     return watch.facts(), watch.discovery, {name: reason for name, reason in missing.items() if reason}

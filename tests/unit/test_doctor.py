@@ -16,7 +16,7 @@ from edged.bundle.store.record import Record, Slot
 from edged.bundle.store.states import State
 from edged.check import Who
 from edged.devices import udev
-from edged.doctor import disk, hardware, link, models, service
+from edged.doctor import disk, hardware, link, models, pressure, service
 from edged.doctor.findings import (
     DOES_NOT_RUN,
     MISCONFIGURED,
@@ -196,6 +196,32 @@ def test_an_engine_whose_device_is_gone_is_found_with_and_without_a_daemon(tmp_p
     assert "engine onnxruntime" in said(hardware.devices, patient.case(status))
     here = msgspec.structs.replace(engine, state="ready", placement="serving")
     assert FAILED not in verdicts(hardware.devices, patient.case(ready(engines=(here,))))
+
+
+# How hard pressed it is
+
+
+def test_heat_and_want_of_memory_are_found(patient: Patient) -> None:
+    assert verdicts(pressure.pressure, patient.case(ready())) == {NOT_APPLICABLE}
+    zone = "sys/class/thermal/thermal_zone0"
+    patient.plant(f"{zone}/type", "cpu-thermal")
+    for millidegrees, verdict in ((52_000, OK), (88_000, WARNING), (97_000, FAILED)):
+        patient.plant(f"{zone}/temp", str(millidegrees))
+        assert verdicts(pressure.pressure, patient.case(ready())) == {verdict}
+    patient.plant(f"{zone}/temp", "52000")
+    patient.plant("proc/meminfo", "MemTotal:  1000000 kB\nMemAvailable:  700000 kB\n")
+    assert verdicts(pressure.pressure, patient.case(ready())) == {OK}
+    patient.plant("proc/meminfo", "MemTotal:  1000000 kB\nMemAvailable:  20000 kB\n")
+    assert verdicts(pressure.pressure, patient.case(ready())) == {FAILED}
+
+
+def test_a_weak_supply_is_found(patient: Patient) -> None:
+    bits = "sys/devices/platform/soc/soc:firmware/get_throttled"
+    patient.plant("proc/meminfo", "MemTotal:  1000000 kB\nMemAvailable:  700000 kB\n")
+    patient.plant(bits, "0")
+    assert verdicts(pressure.pressure, patient.case(ready())) == {OK}
+    patient.plant(bits, "1")
+    assert verdicts(pressure.pressure, patient.case(ready())) == {WARNING}
 
 
 # The medium
