@@ -6,6 +6,7 @@ Each finding is one line with what was looked at and what to do. Runs beside a r
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import stat
 import tempfile
@@ -80,6 +81,8 @@ def places(config: settings.Config, who: Who) -> Iterator[Finding]:
             yield Finding(f"spool {source.path}", _writable(source.path, who))
         if isinstance(source, settings.SerialWindowsSource):
             yield Finding(f"line {source.path}", _line(source.path, who))
+        if isinstance(source, settings.CameraSource):
+            yield Finding(f"camera {source.device}", _camera(source.device, who))
 
 
 def _writable(directory: Path, who: Who) -> str:
@@ -97,6 +100,17 @@ def _line(path: Path, who: Who) -> str:
     if not path.is_char_device() and not path.is_fifo():
         return "is no serial line, FIFO or IIO buffer"
     return "" if who.may(path, os.R_OK) else f"is not readable for user {who.uid}"
+
+
+def _camera(path: Path, who: Who) -> str:
+    """Why a camera cannot be used, or nothing."""
+    if importlib.util.find_spec("linuxpy") is None:
+        return "cameras need linuxpy (pip install edged[camera])"
+    if not path.exists():
+        return "is not there; the source waits for it"
+    if not path.is_char_device():
+        return "is no camera"
+    return "" if who.may(path, os.R_OK | os.W_OK) else f"is not for user {who.uid} to use (docs/devices.md)"
 
 
 def model(pipeline: settings.Pipeline, engine: str, config: settings.Config) -> Finding:

@@ -19,6 +19,7 @@ from edged.settings import NAME, InvalidSettings, Name, Problem, parse, read_tom
 
 EngineName = Literal["onnxruntime", "lava", "lava-fixed", "lava-sim", "lava-loihi2"]
 ENGINES: tuple[str, ...] = get_args(EngineName)
+CameraFormat = Literal["auto", "RGB3", "BGR3", "YUYV", "UYVY", "NV12", "YU12", "MJPEG", "GREY", "Y16"]
 SampleType = Literal["s16le", "s16be", "s32le", "s32be", "f32le"]
 # Speeds that every serial driver of Linux knows by name (termios(3)).
 BAUDS = (1200, 2400, 4800, 9600, 19200, 38400, 57600, 115200, 230400, 460800, 500000, 576000, 921600, 1000000, 1152000,
@@ -135,7 +136,7 @@ class Pressure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SpoolSource(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="spool"):
-    """A directory into which somebody moves finished files: .npy, .png, .bs2, .bin, .dat, .aedat."""
+    """A directory into which somebody moves finished files: .npy, .png, .jpg, .bs2, .bin, .dat, .aedat."""
 
     name: Name
     path: Path
@@ -188,7 +189,27 @@ class SerialWindowsSource(msgspec.Struct, frozen=True, kw_only=True, tag_field="
             yield "baud", self.baud, f"must be one of {', '.join(map(str, BAUDS))}"
 
 
-SourceConfig = SpoolSource | HttpSource | ReplaySource | SerialWindowsSource
+class CameraSource(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="camera"):
+    """A V4L2 camera, of which the latest frame counts (``edged.sources.camera``).
+
+    Without a size, or a rate in frames a second, it sends what it does by itself. A format is a V4L2 code.
+    """
+
+    name: Name
+    device: Path
+    width: Annotated[int, msgspec.Meta(ge=0, le=16384, description="must be pixels, at most 16384")] = 0
+    height: Annotated[int, msgspec.Meta(ge=0, le=16384, description="must be pixels, at most 16384")] = 0
+    format: Annotated[CameraFormat, msgspec.Meta(description=f"must be {', '.join(get_args(CameraFormat))}")] = "auto"
+    rate: Annotated[float, msgspec.Meta(ge=0, le=1000, description="must be frames a second, 0 to 1000")] = 0.0
+
+    def check(self) -> Iterator[Finding]:
+        """Half a size is none."""
+        if bool(self.width) != bool(self.height):
+            missing = "height" if self.width else "width"
+            yield missing, 0, "is missing: a size has both width and height; without both it is the camera's own"
+
+
+SourceConfig = SpoolSource | HttpSource | ReplaySource | SerialWindowsSource | CameraSource
 
 
 class Pipeline(msgspec.Struct, frozen=True, kw_only=True):

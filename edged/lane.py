@@ -30,6 +30,9 @@ from edged.pipeline import Pipeline
 from edged.ports import Inlet, Model, ResultStore, Source
 from edged.presence import Presence
 from edged.ready import CRASHES, Ready, Recipe, Running, end_tasks, make_ready
+from edged.sources.camera import CameraSource
+from edged.sources.camera_formats import Wanted
+from edged.sources.camera_v4l2 import open_capture
 from edged.sources.inlet import InletSource
 from edged.sources.rejected import RejectedFolder
 from edged.sources.replay import ReplaySource
@@ -298,6 +301,10 @@ class Lane:
                 return self._make_inlet(source.name)
             case settings.SerialWindowsSource():
                 return self._make_serial(source)
+            case settings.CameraSource():
+                wanted = Wanted(source.format, source.width, source.height, source.rate)
+                tell = functools.partial(self._tell_source, source.name)
+                return CameraSource(source.name, source.device, wanted, open_capture, tell)
 
     def _make_serial(self, source: settings.SerialWindowsSource) -> SerialWindowsSource:
         windows = Windows(source.sample, source.channels, source.window, source.hop or source.window, source.scale)

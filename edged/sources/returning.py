@@ -13,6 +13,8 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
+from edged.backoff import Backoff
+
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.5  # between two looks at a device that is away
@@ -41,7 +43,7 @@ class Returning:
 
         It opens the device and reads until that is gone: then it returns, having said why, or raises OSError.
         """
-        pause_s = RETRY_S
+        backoff = Backoff(lambda: 1.0, RETRY_S, MOST_S)
         while True:
             self._has_brought, is_away = False, False
             try:
@@ -50,8 +52,9 @@ class Returning:
                 is_away = error.errno in AWAY
                 self.say(_plain(error))
             self._was_lost |= self._has_brought
-            pause_s = RETRY_S if is_away or self._has_brought else min(2 * pause_s, MOST_S)
-            await asyncio.sleep(pause_s)
+            if is_away or self._has_brought:
+                backoff.reset()
+            await asyncio.sleep(backoff.wait_s())
 
     def brought(self) -> None:
         """It brought something."""

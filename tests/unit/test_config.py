@@ -129,6 +129,25 @@ def test_a_sensor_line_says_all_that_is_wrong_with_it(tmp_path: Path) -> None:
             validate(table, tmp_path)
 
 
+def test_a_camera_says_all_that_is_wrong_with_it(tmp_path: Path) -> None:
+    camera = {"type": "camera", "name": "door", "device": "/dev/edged/camera"}
+    table = good(tmp_path)
+    table["pipeline"][0]["source"] = [camera]
+    found = validate(table, tmp_path).pipeline[0].source[0]
+    assert found == settings.CameraSource(name="door", device=Path("/dev/edged/camera"))
+    wrong = {"format": "H264", "rate": -1, "width": 640, "height": 20000, "path": "/dev/video0"}
+    table["pipeline"][0]["source"] = [{**camera, **wrong}, {**camera, "name": "two", "width": 640}, {"type": "camera"}]
+    with pytest.raises(InvalidSettings) as caught:
+        validate(table, tmp_path)
+    told = {problem.key.removeprefix("pipeline[0]."): problem.hint for problem in caught.value.problems}
+    assert set(told) == {
+        "source[0].format", "source[0].rate", "source[0].height", "source[0].path",
+        "source[1].height", "source[2].name", "source[2].device",
+    }  # fmt: skip
+    assert told["source[0].format"].startswith("must be auto, RGB3, ")
+    assert told["source[1].height"].startswith("is missing: a size has both width and height")
+
+
 def test_every_speed_that_a_line_may_have_is_one_that_the_system_knows() -> None:
     assert all(hasattr(termios, f"B{baud}") for baud in settings.BAUDS)
 
