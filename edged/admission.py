@@ -2,8 +2,9 @@
 
 - A source that does not wait (``drop-oldest``, ``drop-newest``) has its share of frames admitted, evenly spread and
   for each source by itself; the others are dropped as they arrive, and told in the stream with the reason ``pressure``.
-- A source that waits (``block``) loses nothing: after each batch the stream rests, so that it is at work for its share
-  of the time. The queue fills meanwhile, and the source waits for room as ever.
+- A source that waits (``block``) loses nothing and is slowed down to its share: it waits before a frame is taken, in
+  proportion to the time that it needed for it, and the stream rests after each batch, in proportion to the time that
+  this took. Whichever of the two is the slower one sets the pace.
 
 A frame that was admitted stays admitted. Who sets the share is ``edged.governor``; why, ``edged.pressure``.
 """
@@ -16,6 +17,7 @@ import time
 from collections import defaultdict
 
 WORK_S = 5.0  # at most, of one batch: what took longer waited for a worker or a model
+IDLE_S = 0.25  # at most, for one frame: what comes more rarely is no load, and a person may wait for it
 
 
 class Admission:
@@ -30,6 +32,7 @@ class Admission:
         self.dropped = 0
         self._credit: defaultdict[str, float] = defaultdict(float)
         self._rest_until_s = 0.0  # by the monotonic clock
+        self._taken_s: dict[str, float] = {}  # when the last frame of a source was, or is to be, taken
         self._changed = asyncio.Event()
 
     def set(self, share: float, reason: str = "") -> None:
@@ -40,6 +43,7 @@ class Admission:
             self.share = share
             self._credit.clear()
             self._rest_until_s = 0.0
+            self._taken_s.clear()
             self._changed.set()
 
     def admits(self, source: str) -> bool:
@@ -53,6 +57,17 @@ class Admission:
         self.dropped += 1
         return False
 
+    async def pace(self, source: str) -> None:
+        """Return when the next frame of a source that waits may be taken."""
+        if self.share >= 1:
+            return
+        now_s, share = time.monotonic(), self.share
+        last_s = self._taken_s.get(source, now_s)
+        due_s = max(last_s, now_s) + min(max(0.0, now_s - last_s), IDLE_S) * (1 / share - 1)
+        self._taken_s[source] = due_s
+        while self.share == share and (left_s := due_s - time.monotonic()) > 0:
+            await self._sleep(left_s)
+
     def worked(self, seconds: float) -> None:
         """The stream was at work for so long: it owes the rest."""
         if self.share < 1:
@@ -62,7 +77,11 @@ class Admission:
     async def rest(self) -> None:
         """Return when the stream may work again."""
         while (left_s := self._rest_until_s - time.monotonic()) > 0:
-            self._changed.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left_s):
-                    await self._changed.wait()
+            await self._sleep(left_s)
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep, or wake when the share changes."""
+        self._changed.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()

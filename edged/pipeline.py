@@ -136,6 +136,7 @@ class Pipeline:
         """Queue a frame, as the Intake port says."""
         waiting = _Waiting(frame, on_ended)
         if self.policy is Policy.BLOCK:
+            await self._admission.pace(frame.id.source)
             await self._wait_for_room()
         elif not self._admission.admits(frame.id.source):
             self._drop(waiting, PRESSURE)

@@ -55,6 +55,25 @@ def test_the_rest_is_bounded_and_ends_when_the_share_is_given_back() -> None:
     asyncio.run(body())
 
 
+@pytest.mark.parametrize(("every_s", "least", "most"), [(0.002, 3.0, 7.0), (2.0, 1.2, 1.6)], ids=["often", "rarely"])
+def test_a_source_that_is_slow_by_itself_is_slowed_down_too_but_a_rare_one_hardly(
+    every_s: float, least: float, most: float
+) -> None:
+    """At a quarter, a frame waits three times as long as the source needed for it, at most 0.75 s."""
+
+    async def body(share: float) -> float:
+        admission = Admission()
+        admission.set(share)
+        began = time.monotonic()
+        for _ in range(3 if every_s > 1 else 100):
+            await asyncio.sleep(every_s)
+            await admission.pace("spool")
+        return time.monotonic() - began
+
+    pressed, free = asyncio.run(body(0.25)), asyncio.run(body(1.0))
+    assert least < pressed / free < most, (pressed, free)
+
+
 @asynccontextmanager
 async def running(pipeline: Pipeline) -> AsyncIterator[None]:
     task = asyncio.create_task(pipeline.run())
