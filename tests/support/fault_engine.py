@@ -23,6 +23,7 @@ from edged.engines.wire import DONE, HEADER, MAGIC, Kind, Load
 from edged.engines.worker.engine import FrameFailed, ModelRefused
 
 LEAK = 256 << 20
+GROW = 2 << 20
 HOARD: list[object] = []  # what it leaks
 
 
@@ -63,9 +64,9 @@ def _family() -> None:
     os._exit(9)
 
 
-def _leak() -> None:
-    held = bytearray(LEAK)
-    held[::4096] = b"\x01" * (LEAK // 4096)  # each page is really there, and nothing more meanwhile
+def _leak(size: int = LEAK) -> None:
+    held = bytearray(size)
+    held[::4096] = b"\x01" * (size // 4096)  # each page is really there, and nothing more meanwhile
     HOARD.append(held)
 
 
@@ -101,6 +102,7 @@ ACTS: dict[float, tuple[str, Callable[[], None]]] = {
     1012.0: ("engine", _engine),
     1013.0: ("children", _children),
     1014.0: ("refuse", _refuse),
+    1015.0: ("grow", lambda: _leak(GROW)),
 }
 
 

@@ -180,7 +180,7 @@ def test_a_hot_device_slows_the_least_important_stream_down_and_goes_back_late(t
 
         assert min(cool["camera"], again["camera"]) > 0.6 * RATE_HZ
         assert 0.02 * RATE_HZ < hot["camera"] < 0.2 * RATE_HZ
-        # The machine may do something else meanwhile, which slows both of two that have the same work: one gets a fifth.
+        # The machine may do something else meanwhile, which slows both of these; they have the same work.
         assert 0.05 < hot["archive"] / hot["spool"] < 0.45
         assert 0.5 < cool["archive"] / cool["spool"] < 2
         for name, load in zip(("spool", "archive"), loads, strict=True):
