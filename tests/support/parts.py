@@ -19,6 +19,8 @@ from typing import NoReturn
 
 import pytest
 
+from tests.support.cgroup import can_limit_memory
+
 # the environment's own tools first; daemons live outside a user's PATH
 SEARCH_PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
@@ -93,6 +95,8 @@ def require(*names: str) -> None:
     for name in names:
         part = PARTS[name]
         if not part.present():
+    "memory cgroups": Part(can_limit_memory, "no cgroup with a limit of memory can be made here; needs root"),
+    "pressure stall information": Part(Path("/proc/pressure/memory").exists, "the kernel has no PSI"),
             missing(name, part.hint)
 
 
