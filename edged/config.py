@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 
 from edged.domain import Policy
+from edged.feeder_config import FeederConfig
 from edged.settings import NAME, InvalidSettings, Name, Problem, parse, read_toml
 
 EngineName = Literal["onnxruntime", "lava", "lava-fixed", "lava-sim", "lava-loihi2"]
@@ -288,6 +289,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     engines: Engines = Engines()
     pressure: Pressure = Pressure()
     pipeline: Annotated[tuple[Pipeline, ...], msgspec.Meta(description="at least one [[pipeline]]")]
+    feeder: tuple[FeederConfig, ...] = ()  # processes of their own; the daemon only checks what is said of them
 
     def check(self) -> Iterator[Finding]:
         """A daemon without a pipeline would only look alive."""
@@ -327,7 +329,8 @@ def _repeated_names(table: dict[str, Any]) -> list[Problem]:
     pipelines = [one for one in _tables(table.get("pipeline")) if isinstance(one, dict)]
     sources = [source for pipeline in pipelines for source in _tables(pipeline.get("source"))]
     problems: list[Problem] = []
-    for key, tables in (("pipeline", pipelines), ("pipeline.source", sources)):
+    feeders = _tables(table.get("feeder"))
+    for key, tables in (("pipeline", pipelines), ("pipeline.source", sources), ("feeder", feeders)):
         names = [str(one["name"]) for one in tables if isinstance(one, dict) and "name" in one]
         repeated = sorted({name for name in names if names.count(name) > 1})
         problems += [Problem(f"{key}.name", name, "is used twice; every name must be its own") for name in repeated]

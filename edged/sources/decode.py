@@ -84,7 +84,7 @@ def decode_jpeg(data: bytes) -> Array:
 
 
 def _decode_image(data: bytes, kind: str) -> Array:
-    from PIL import Image, UnidentifiedImageError  # here: 2 MB that only a device with images pays
+    from PIL import Image  # here: 2 MB that only a device with images pays
 
     try:
         with Image.open(io.BytesIO(data), formats=[kind]) as image:
@@ -94,7 +94,7 @@ def _decode_image(data: bytes, kind: str) -> Array:
                 return np.asarray(image).astype(np.uint16)
             grey = image.mode in ("1", "L", "LA")
             return np.array(image.convert("L" if grey else "RGB"))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError, SyntaxError, ValueError, OSError) as error:
         raise FrameRejected(f"not a readable {kind}: {error}") from None
 
 

@@ -18,15 +18,14 @@ import contextlib
 import errno
 import os
 import stat
-import termios
 import time
-import tty
 import uuid
 from pathlib import Path
 
 from edged.domain import Frame, FrameId
 from edged.errors import ConfigError
 from edged.ports import Ended, Intake
+from edged.sources.line import open_line
 from edged.sources.returning import RETRY_S, Returning, Tell
 from edged.sources.sample_stream import Framing, Windows
 
@@ -51,7 +50,7 @@ class SerialWindowsSource:
         await self._line.hold(lambda: self._session(intake))
 
     async def _session(self, intake: Intake) -> None:
-        fd = _open(self._path, self._baud)
+        fd = open_line(self._path, self._baud)
         try:
             self._framing.opened()
             self._line.say()
@@ -100,33 +99,6 @@ class SerialWindowsSource:
             "damaged on the way": self._framing.damaged,
             "samples in no window": self._windows.unused,
         }
-
-
-def _open(path: Path, baud: int) -> int:
-    """The line, open and raw. Raises OSError while it is not there, ConfigError when it is something else."""
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    try:
-        mode = os.fstat(fd).st_mode
-        if not stat.S_ISCHR(mode) and not stat.S_ISFIFO(mode):
-            raise ConfigError(f"{path} is no line and no FIFO", "files are for sources of type spool or replay")
-        if os.isatty(fd):
-            _set_raw(fd, baud)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _set_raw(fd: int, baud: int) -> None:
-    """No echo, no line editing, no control characters; 8 bits at ``baud``."""
-    try:
-        tty.setraw(fd, termios.TCSANOW)  # not flushed: what has come already is part of the stream
-        attributes = termios.tcgetattr(fd)
-        attributes[2] |= termios.CLOCAL | termios.CREAD
-        attributes[4] = attributes[5] = getattr(termios, f"B{baud}")
-        termios.tcsetattr(fd, termios.TCSANOW, attributes)
-    except termios.error as error:
-        raise OSError(error.args[0], f"the line cannot be set up: {error.args[1]}") from None
 
 
 async def _readable(fd: int) -> None:

@@ -1,0 +1,1 @@
+"""``edged-feed``: processes that bring frames from a network or a stream and hand them to the daemon's local socket."""

@@ -1,0 +1,7 @@
+"""``python -m edged.feeders``."""
+
+import sys
+
+from edged.feeders.cli import main
+
+sys.exit(main())
