@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from edged import __version__
 from edged import config as settings
+from edged.backup import cli as backup_cli
 from edged.buffer import cli as buffer_cli
 from edged.bundle import cli as bundle_cli
 from edged.bundle import model_cli
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     diag = commands.add_parser("diag", help="write one bundle for support, without secrets")
     diag.add_argument("--out", type=Path, metavar="FILE.tar.gz", help="(default: edged-diag-DEVICE-TIME.tar.gz here)")
     diag.set_defaults(func=_diag)
+    backup_cli.add_commands(commands)
     console_cli.add_commands(commands, _runtime_dir)
     devices_cli.add_commands(commands, _runtime_dir, _device_users)
     buffer_cli.add_commands(commands, _buffer_dir)

@@ -8,8 +8,9 @@ tag field. Knows nothing of what the settings mean: rules over several fields li
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -21,6 +22,7 @@ from edged.errors import ConfigError
 
 T = TypeVar("T")
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"  # safe as a file name, as a level of an MQTT topic and in a URL
+SECRET = re.compile("password|secret|token", re.IGNORECASE)  # what looks so is not repeated in a message
 Name = Annotated[
     str,
     msgspec.Meta(
@@ -63,6 +65,15 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error}") from None
 
 
+def strings_of(table: object) -> Iterator[str]:
+    """Every text in a parsed file, however deep: among them are the paths that it names."""
+    if isinstance(table, str):
+        yield table
+    elif isinstance(table, Mapping | list):
+        for value in table.values() if isinstance(table, Mapping) else table:
+            yield from strings_of(value)
+
+
 def parse(schema: type[T], table: object, problems: list[Problem], key: str = "", base: Path = Path()) -> T | None:
     """Convert a table to ``schema``; paths are taken relative to ``base``.
 
@@ -87,7 +98,8 @@ class _Parser:
         fields = {field.encode_name: field for field in msgspec.structs.fields(schema)}
         tag = schema.__struct_config__.tag_field
         for name in (name for name in table if name not in fields and name != tag):
-            self._add(_join(key, name), table[name], _unknown(name, list(fields)))
+            shown = msgspec.UNSET if SECRET.search(name) else table[name]
+            self._add(_join(key, name), shown, _unknown(name, list(fields)))
         values: dict[str, Any] = {}
         for name, field in fields.items():
             if name in table:

@@ -42,6 +42,7 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     lanes: tuple[int, ...] = ()  # each has an active segment of the newest epoch, or it was lost
     gaps: tuple[StreamGaps, ...] = ()
     floor_wall_ns: int = 0  # the wall clock has been this late already
+    copied: bool = False  # of a backup: the original went on with the same numbers, so the copy may not
 
     @property
     def epoch(self) -> str:

@@ -125,8 +125,8 @@ class _Recovery:
         shelf, ledger = self.shelf, self.shelf.ledger
         missing = [lane for lane in ledger.lanes if lane not in shelf.active]
         ahead = self._acked_beyond()
-        if missing or ahead or (self.ledger_lost and self.damaged):
-            reason = CORRUPT if self.damaged else (LOST if missing else "restored")
+        if missing or ahead or ledger.copied or (self.ledger_lost and self.damaged):
+            reason = CORRUPT if self.damaged else (LOST if missing and not ledger.copied else "restored")
             self.notes.append(f"a new epoch begins: {reason}")
             reserved = {**ledger.reserved}
             for stream, seq in ahead.items():
@@ -200,7 +200,7 @@ def begin_epoch(shelf: Shelf, reason: str, *, certain: bool) -> None:
                 for stream, bound in ledger.reserved.items() if bound > last.get(stream, 0)}  # fmt: skip
         ledger = ledger.with_gaps(ledger.epoch, {stream: [gap] for stream, gap in ends.items()})
     ledger = ledger.with_epoch(reason, last, time.time_ns())
-    shelf.save(msgspec.structs.replace(ledger, device=shelf.device, machine_id=clock.machine_id()))
+    shelf.save(msgspec.structs.replace(ledger, device=shelf.device, machine_id=clock.machine_id(), copied=False))
     old, shelf.active, shelf.next_seq = shelf.active, {}, {}
     for lane, segment in old.items():
         totals = segment.totals()

@@ -8,7 +8,7 @@ import os
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import msgspec
 from edged import __version__
 from edged.diag.redaction import Redactor, secrets_of
 from edged.errors import EdgedError
+from edged.settings import strings_of
 
 TAKEN_CHARS = 3 << 20  # of one text, before secrets are looked for: that takes half a second a megabyte
 PART_BYTES = 2 << 20  # of one text; of a longer one its end is kept, which is the newest of a log
@@ -42,7 +43,7 @@ class Member(msgspec.Struct, frozen=True):
 def known_secrets(table: dict[str, Any], base: Path) -> set[str]:
     """What must never stand in the bundle: secrets in the configuration, and what the files hold that it names."""
     found = secrets_of(table)
-    for value in _strings(table):
+    for value in strings_of(table):
         path = base / value
         with suppress(OSError, ValueError, UnicodeDecodeError):
             if _is_private(path):
@@ -102,11 +103,3 @@ def _is_private(path: Path) -> bool:
         return False
     return not path.stat().st_mode & 0o004 or path.suffix in (".key", ".pass", ".password", ".secret", ".token") or (
         "PRIVATE KEY" in path.read_text(encoding="utf-8", errors="replace"))  # fmt: skip
-
-
-def _strings(table: object) -> Iterator[str]:
-    if isinstance(table, str):
-        yield table
-    elif isinstance(table, dict | list):
-        for value in table.values() if isinstance(table, dict) else table:
-            yield from _strings(value)
