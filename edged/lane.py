@@ -14,6 +14,7 @@ import enum
 import functools
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -101,6 +102,7 @@ class Lane:
     admission: Admission = field(default_factory=Admission)  # how much may pass while the device is pressed
     source_reasons: dict[str, str] = field(default_factory=dict)  # why a source brings nothing
     source_notes: dict[str, str] = field(default_factory=dict)  # what a source has lost
+    source_losses: dict[str, dict[str, int]] = field(default_factory=dict)  # the same as counts
     _ready: list[Ready] = field(default_factory=list)  # what has a worker; the last one runs, or is to
 
     async def run(self) -> None:
@@ -312,9 +314,10 @@ class Lane:
         tell = functools.partial(self._tell_source, source.name)
         return SerialWindowsSource(source.name, source.path, source.baud, framing, windows, tell)
 
-    def _tell_source(self, name: str, reason: str, note: str) -> None:
-        """A source says why it brings nothing (or nothing), and what it has lost."""
+    def _tell_source(self, name: str, reason: str, note: str, losses: Mapping[str, int]) -> None:
+        """A source says why it brings nothing (or nothing), and what it has lost, in words and as counts."""
         self.source_notes[name] = note
+        self.source_losses[name] = dict(losses)
         if reason:
             self.source_reasons[name] = reason
         else:

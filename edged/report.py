@@ -16,7 +16,7 @@ from edged.devices.watch import Watch
 from edged.domain import Totals
 from edged.governor import Governor
 from edged.lane import Lane, Stage
-from edged.status import BufferFacts, EngineFacts, LinkFacts, ModelFacts, PipelineFacts, SourceFacts, Status
+from edged.status import BufferFacts, EngineFacts, LinkFacts, LossFacts, ModelFacts, PipelineFacts, SourceFacts, Status
 
 LATEST = 20  # results shown
 
@@ -148,6 +148,9 @@ def _pipeline(lane: Lane, totals: dict[str, Totals]) -> PipelineFacts:
             state="failed" if source.name in lane.source_reasons else "running",
             reason=lane.source_reasons.get(source.name, ""),
             note=lane.source_notes.get(source.name, ""),
+            losses=tuple(
+                LossFacts(what=what, count=count) for what, count in lane.source_losses.get(source.name, {}).items()
+            ),
         )
         for source in lane.config.source
     )

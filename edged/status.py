@@ -46,6 +46,13 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class LossFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a source has lost since the start before it was a frame, such as blocks on a line; a counter."""
+
+    what: str
+    count: int
+
+
 class SourceFacts(msgspec.Struct, frozen=True, kw_only=True):
     """received = committed + rejected + dropped, durably; ``in_flight`` are received and not ended yet.
 
@@ -62,6 +69,7 @@ class SourceFacts(msgspec.Struct, frozen=True, kw_only=True):
     state: str = "running"
     reason: str = ""
     note: str = ""
+    losses: tuple[LossFacts, ...] = ()  # what the note tells in words, zeros too
 
 
 class PipelineFacts(msgspec.Struct, frozen=True, kw_only=True):

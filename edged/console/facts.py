@@ -128,8 +128,14 @@ def _source(one: SourceFacts, pipeline: str) -> Row:
             count(one.dropped, Tone.WARN),
             count(one.in_flight),
         ),
-        "; ".join(told for told in (one.reason, one.note) if told),
+        "; ".join(told for told in (one.reason, one.note, *_untold(one)) if told),
     )
+
+
+def _untold(source: SourceFacts) -> list[str]:
+    """What was lost and the source's own note does not say."""
+    lost = [f"{loss.what}: {loss.count}" for loss in source.losses if loss.count]
+    return [words for words in lost if words not in source.note]
 
 
 def _latest(results: Iterable[LatestResult], today: str) -> Table:

@@ -156,6 +156,11 @@ def _sources(pipelines: Iterable[PipelineFacts]) -> list[Family]:
         _gauge("source_state", "The state of a source.", [({**key, "state": one.state}, 1) for key, one in by]),
         _counter("source_received_frames", "Frames received.", [(key, one.received) for key, one in by]),
         _counter("source_ended_frames", "Frames accounted for, by how they ended.", ends),
+        _counter(
+            "source_losses",
+            "What a source lost before it was a frame, such as blocks on a line.",
+            [({**key, "what": loss.what}, loss.count) for key, one in by for loss in one.losses],
+        ),
         _gauge("source_in_flight_frames", "Received and not ended yet.", [(key, one.in_flight) for key, one in by]),
     ]
 

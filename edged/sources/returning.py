@@ -21,7 +21,8 @@ RETRY_S = 0.5  # between two looks at a device that is away
 MOST_S = 8.0  # between two tries at one that does not work
 AWAY = (errno.ENOENT, errno.ENODEV, errno.ENXIO)
 
-Tell = Callable[[str, str], None]  # why there are no frames (or nothing), and what was lost so far
+# Why there are no frames (or nothing), what was lost so far in words, and that as counts.
+Tell = Callable[[str, str, Mapping[str, int]], None]
 Account = Callable[[], Mapping[str, int]]  # what was lost, by what it is called
 
 
@@ -36,7 +37,7 @@ class Returning:
         self._account = account
         self._returns = 0
         self._has_brought = self._was_lost = False
-        self._told = ("", "")
+        self._told: tuple[str, str] | None = None
 
     async def hold(self, session: Callable[[], Awaitable[None]]) -> None:
         """Run ``session`` again and again, until cancelled.
@@ -70,10 +71,10 @@ class Returning:
         told = (reason and f"{self._path}: {reason}", ", ".join(note for note in notes if note))
         if told == self._told:
             return
-        if told[0] != self._told[0] and reason:
+        if reason and (self._told is None or told[0] != self._told[0]):
             log.warning("source brings nothing", extra={"source": self._source, "reason": told[0]})
         self._told = told
-        self._tell(*told)
+        self._tell(*told, lost)
 
 
 def _plain(error: OSError) -> str:

@@ -14,6 +14,7 @@ import sys
 import termios
 import time
 import tty
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -112,10 +113,15 @@ def test_a_line_that_is_pulled_and_returns_loses_what_the_wire_lost_and_no_more(
             "state": "running",
         }
         wait_until(lambda: told_of.items() <= sensor(device).items(), 30, lambda: str(sensor(device)))
-        note = sensor(device)["note"]
+        note, losses, metrics = sensor(device)["note"], sensor(device)["losses"], scrape(device)
         rows = results(device)
         line.pull()
     assert note == f"blocks lost on the line: {missing}, samples in no window: {unused}, times away and back: 2"
+    counted = {"blocks lost on the line": missing, "damaged on the way": 0, "samples in no window": unused}
+    counted["times away and back"] = 2
+    assert {loss["what"]: loss["count"] for loss in losses} == counted
+    for what, count in counted.items():
+        assert f'edged_source_losses_total{{source="sensor",pipeline="digits",what="{what}"}} {count}\n' in metrics
     by_line = [row["body"] for row in rows if row["source"] == "sensor"]
     by_spool = [row["body"] for row in sorted(rows, key=lambda row: str(row["key"])) if row["source"] == "spool"]
     assert len(by_line) == len(by_spool) == len(expected) >= 17
@@ -129,6 +135,13 @@ def sensor(device: Device) -> dict[str, Any]:
     """What the status says of the line."""
     facts = [source for one in device.status().get("pipelines", ()) for source in one["sources"]]
     return next((source for source in facts if source["name"] == "sensor"), {})
+
+
+def scrape(device: Device) -> str:
+    """What Prometheus would read."""
+    host, port = device.address()
+    with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=10) as answer:
+        return str(answer.read().decode())
 
 
 def results(device: Device) -> list[dict[str, Any]]:
@@ -161,7 +174,9 @@ class Gate:
 
 def source(path: Path, told: list[tuple[str, str]], framing: Framing | None = None) -> SerialWindowsSource:
     windows = Windows("s16le", 1, 100, 100, 1.0)
-    return SerialWindowsSource("fifo", path, 115200, framing or Raw(2), windows, lambda *what: told.append(what))
+    return SerialWindowsSource(
+        "fifo", path, 115200, framing or Raw(2), windows, lambda reason, note, _: told.append((reason, note))
+    )
 
 
 @contextlib.asynccontextmanager

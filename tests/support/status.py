@@ -14,6 +14,7 @@ from edged.status import (
     EngineFacts,
     LatestResult,
     LinkFacts,
+    LossFacts,
     MeasureFacts,
     ModelFacts,
     PipelineFacts,
@@ -115,6 +116,7 @@ FULL = Status(
                     state="waiting",
                     reason="the folder is gone",
                     note="blocks lost on the line: 7",
+                    losses=(LossFacts(what="samples in no window", count=138),),
                 ),
             ),
             decisions=(

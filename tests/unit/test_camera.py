@@ -133,7 +133,7 @@ def grey(value: int) -> bytes:
 
 
 def source(port: Port, told: list[tuple[str, str]], wanted: Wanted | None = None) -> CameraSource:
-    return CameraSource("cam", PATH, wanted or Wanted(), port, lambda *what: told.append(what))
+    return CameraSource("cam", PATH, wanted or Wanted(), port, lambda reason, note, _: told.append((reason, note)))
 
 
 def test_frames_become_images_under_names_of_their_own_and_the_status_says_what_the_camera_sends() -> None:
