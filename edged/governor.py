@@ -45,14 +45,15 @@ class Governor:
         """Look and act until cancelled; return at once where nobody wants that."""
         if not self._settings.enabled:
             return
-        reader = PressureReader(self._settings.root, self._settings.temperature_ignore)
+        settings = self._settings
+        reader = await asyncio.to_thread(PressureReader, settings.root, settings.temperature_ignore)
         wake = asyncio.Event()
         with self._woken_by_stalls(reader, wake):
             while True:
                 self._act(await asyncio.to_thread(self._look, reader))
-                await asyncio.sleep(min(HURRY_S, self._settings.look_every_s))
+                await asyncio.sleep(min(HURRY_S, settings.look_every_s))
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(max(0.0, self._settings.look_every_s - HURRY_S)):
+                    async with asyncio.timeout(max(0.0, settings.look_every_s - HURRY_S)):
                         await wake.wait()
                 wake.clear()
 

@@ -30,6 +30,7 @@ PI_FILE = "sys/devices/platform/soc/soc:firmware/get_throttled"
 # oc3 counts peaks of microseconds, which are usual under load; the others are a weak supply.
 JETSON_EVENTS = {"oc1": "under-voltage", "oc2": "over-current"}
 STALLS = {"memory": Kind.MEMORY_STALL, "cpu": Kind.CPU_STALL, "io": Kind.IO_STALL}
+RESCAN_S = 300.0  # sensors hardly ever come or go, and finding them costs more than reading them
 UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a number of this size
 
 
@@ -51,6 +52,36 @@ class _Group:
         return 100 * max(0.0, usage - (int(kept[1]) if kept else 0)) / limit
 
 
+@dataclass(frozen=True, slots=True)
+class _Sensors:
+    """The files of one device that may be read, found once for many looks."""
+
+    zones: tuple[tuple[str, Path, float | None], ...]  # name, temperature, ceiling
+    chips: tuple[tuple[str, tuple[Path, ...]], ...]  # name, temperatures
+    events: tuple[tuple[str, Path], ...]  # what they count, and the counter
+    clocks: tuple[tuple[Path, Path], ...]  # what may be used, and what there is
+
+    @classmethod
+    def found(cls, root: Path, ignore: Sequence[str]) -> _Sensors:
+        """Look for all of them; ``ignore`` are patterns of names."""
+        zones = sorted((root / "sys/class/thermal").glob("thermal_zone*"))
+        named = [(_text(zone / "type").strip() or zone.name, zone) for zone in zones]
+        hwmon = [(_text(chip / "name").strip(), chip) for chip in sorted((root / "sys/class/hwmon").glob("hwmon*"))]
+        cpus = [name for name, _ in hwmon if name in CPU_CHIPS and not _is_like(name, ignore)]
+        cores = (root / "sys/devices/system/cpu/cpufreq").glob("policy*")
+        return cls(
+            tuple((name, zone / "temp", _ceiling(zone)) for name, zone in named if not _is_like(name, ignore)),
+            tuple((name, tuple(sorted(chip.glob("temp*_input")))) for name, chip in hwmon if name in cpus),
+            tuple(
+                (flag, chip / f"{event}_event_cnt")
+                for name, chip in hwmon
+                if name == "soctherm_oc"
+                for event, flag in JETSON_EVENTS.items()
+            ),
+            tuple((one / "scaling_max_freq", one / "cpuinfo_max_freq") for one in cores),
+        )
+
+
 class PressureReader:
     """Reads everything below ``root``. One for each daemon: it remembers the last counters."""
 
@@ -59,6 +90,8 @@ class PressureReader:
         self._ignore = tuple(ignore)
         self._stalled: dict[str, tuple[float, int]] = {}  # when, and microseconds until then
         self._events: dict[str, int] = {}
+        self._sensors = _Sensors.found(root, self._ignore)
+        self._scanned_s = time.monotonic()
         self._modes: dict[str, str] = {}  # Jetson's power modes by number
         groups = _own_groups(root)
         self._limits = tuple(_memory_limits(root, groups))
@@ -66,6 +99,8 @@ class PressureReader:
 
     def read(self) -> Reading:
         """Everything that this device has, now."""
+        if time.monotonic() - self._scanned_s > RESCAN_S:
+            self._sensors, self._scanned_s = _Sensors.found(self._root, self._ignore), time.monotonic()
         found = (
             ("temperature", [*self._zones(), *self._chips()]),
             ("memory in use", [*self._memory_used()]),
@@ -88,22 +123,17 @@ class PressureReader:
     # Temperature
 
     def _zones(self) -> Iterator[Measure]:
-        for zone in sorted((self._root / "sys/class/thermal").glob("thermal_zone*")):
-            name, millidegrees = _text(zone / "type").strip() or zone.name, _number(zone / "temp")
-            if millidegrees is None or self._is_ignored(name, millidegrees):
-                continue
-            yield Measure(Kind.TEMPERATURE, name, millidegrees / 1000, _ceiling(zone))
+        for name, path, ceiling in self._sensors.zones:
+            millidegrees = _number(path)
+            if millidegrees is not None and millidegrees <= MOST_C * 1000:
+                yield Measure(Kind.TEMPERATURE, name, millidegrees / 1000, ceiling)
 
     def _chips(self) -> Iterator[Measure]:
-        for chip in sorted((self._root / "sys/class/hwmon").glob("hwmon*")):
-            name = _text(chip / "name").strip()
-            readings = [_number(path) for path in chip.glob("temp*_input")] if name in CPU_CHIPS else []
-            hottest = max((reading for reading in readings if reading is not None), default=None)
-            if hottest is not None and not self._is_ignored(name, hottest):
+        for name, paths in self._sensors.chips:
+            readings = [reading for path in paths if (reading := _number(path)) is not None]
+            hottest = max((reading for reading in readings if reading <= MOST_C * 1000), default=None)
+            if hottest is not None:
                 yield Measure(Kind.TEMPERATURE, name, hottest / 1000)
-
-    def _is_ignored(self, name: str, millidegrees: int) -> bool:
-        return millidegrees > MOST_C * 1000 or any(fnmatchcase(name, pattern) for pattern in self._ignore)
 
     # Memory and stalls
 
@@ -144,9 +174,7 @@ class PressureReader:
         bits = _text(self._root / PI_FILE).strip()
         if re.fullmatch(r"(0x)?[0-9a-fA-F]+", bits):
             yield from (flag for bit, flag in PI_FLAGS.items() if int(bits, 16) >> bit & 1)
-        for chip in (self._root / "sys/class/hwmon").glob("hwmon*"):
-            if _text(chip / "name").strip() == "soctherm_oc":
-                yield from (flag for name, flag in JETSON_EVENTS.items() if self._rose(chip / f"{name}_event_cnt"))
+        yield from (flag for flag, path in self._sensors.events if self._rose(path))
 
     def _rose(self, path: Path) -> bool:
         """Whether a counter is higher than at the last look."""
@@ -168,11 +196,13 @@ class PressureReader:
 
     def _cpu_cap_percent(self) -> float | None:
         """How much of its highest clock the slowest group of cores may use."""
-        shares = []
-        for policy in (self._root / "sys/devices/system/cpu/cpufreq").glob("policy*"):
-            allowed, highest = _number(policy / "scaling_max_freq"), _number(policy / "cpuinfo_max_freq")
-            shares += [100 * allowed / highest] if allowed and highest else []
+        pairs = [(_number(allowed), _number(highest)) for allowed, highest in self._sensors.clocks]
+        shares = [100 * allowed / highest for allowed, highest in pairs if allowed and highest]
         return min(shares, default=None)
+
+
+def _is_like(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _ceiling(zone: Path) -> float | None:
@@ -226,7 +256,7 @@ def _upwards(base: Path, group: str | None) -> Iterator[Path]:
 def _text(path: Path) -> str:
     """What a file says; empty where it is not there, or its sensor does not answer."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return path.read_bytes().decode("utf-8", "replace")
     except OSError:
         return ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import tomllib
 
 import msgspec
 import pytest
@@ -25,6 +26,7 @@ from edged.pressure import (
     fattest,
     limit_of,
 )
+from tests.support.tree import ROOT
 
 SETTINGS = Settings()
 MIB = 1 << 20
@@ -170,5 +172,10 @@ def test_growth_below_the_noise_is_no_growth() -> None:
     assert fattest([]) is None
 
 
-def test_the_diagram_holds_every_move() -> None:
+def test_the_documentation_shows_every_move_and_the_defaults() -> None:
+    text = (ROOT / "docs" / "pressure.md").read_text()
     assert diagram().count("-->") == len(TRANSITIONS) + 1
+    assert f"```mermaid\n{diagram()}\n```" in text
+    shown = tomllib.loads(text.partition("```toml\n")[2].partition("```")[0])["pressure"]
+    assert msgspec.convert(shown, Settings) == SETTINGS
+    assert set(shown) == set(Settings.__struct_fields__) - {"root"}
