@@ -17,6 +17,7 @@ from edged.settings import read_toml
 from edged.status import Status
 
 USER = "edged"  # of the package's units
+SAFE_MODE = "safe-mode"  # the state that edged.safe_mode_page tells
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,15 @@ class Case:
 
     @property
     def status(self) -> Status | None:
-        """The status of now; None while the daemon does not answer."""
-        return None if self.report.silence else self.report.status
+        """The daemon's status of now; None while it does not answer, or safe mode does in its place."""
+        return None if self.report.silence or self.safe_mode else self.report.status
+
+    @cached_property
+    def safe_mode(self) -> str:
+        """Why safe mode runs in the daemon's place; empty when it does not."""
+        last = self.report.status
+        runs = last is not None and last.state == SAFE_MODE and (not self.report.silence or self.pid is not None)
+        return "; ".join(last.reasons) or SAFE_MODE if last is not None and runs else ""
 
     @cached_property
     def pid(self) -> int | None:
@@ -68,7 +76,7 @@ class Case:
     @cached_property
     def is_written(self) -> bool:
         """Whether a daemon writes the buffer now."""
-        return self.status is not None or self.pid is not None
+        return self.status is not None or (self.pid is not None and not self.safe_mode)
 
     @cached_property
     def who(self) -> Who:

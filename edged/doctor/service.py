@@ -19,7 +19,10 @@ def daemon(case: Case) -> Iterator[Finding]:
     """Whether the daemon answers, and what it says of itself."""
     status = case.status
     if status is None:
-        if case.pid is not None:
+        if case.safe_mode:
+            hint = "correct what it says: the daemon is tried again by itself; journalctl -u edged has all of it"
+            yield failed("daemon", f"safe mode runs in its place: {case.safe_mode}", hint)
+        elif case.pid is not None:
             hint = f"systemd's watchdog restarts it; by hand: systemctl restart edged; {JOURNAL}"
             yield failed("daemon", f"process {case.pid} is there, but does not answer: {case.report.silence}", hint)
         else:

@@ -17,6 +17,7 @@ from edged.bundle.store.states import State
 from edged.check import Who
 from edged.devices import udev
 from edged.doctor import disk, hardware, link, models, pressure, service
+from edged.doctor.cli import conclude
 from edged.doctor.findings import (
     DOES_NOT_RUN,
     MISCONFIGURED,
@@ -78,6 +79,18 @@ def test_a_daemon_that_is_down_and_one_that_hangs_are_told_apart(patient: Patien
     assert verdicts(service.daemon, down) == verdicts(service.daemon, hangs) == {FAILED}
     assert "process 4711 is there" in said(service.daemon, hangs)
     assert "process" not in said(service.daemon, down)
+
+
+def test_safe_mode_is_no_running_daemon(patient: Patient) -> None:
+    told = ready(state="safe-mode", pid=4711, reasons=("edged.toml: device.id is missing",))
+    for case in (patient.case(told), patient.case(told, silence="no answer")):
+        patient.plant("proc/4711/cmdline", "python\0-m\0edged.safe_mode\0")
+        assert verdicts(service.daemon, case) == {FAILED}
+        assert "device.id is missing" in said(service.daemon, case)
+        assert conclude(case, []).code == DOES_NOT_RUN
+        assert not case.is_written
+    patient.plant("proc/4711/cmdline", "another\0")
+    assert "safe mode" not in said(service.daemon, patient.case(told, silence="no answer"))
 
 
 def test_an_upgrade_without_a_restart_is_noticed(patient: Patient) -> None:
