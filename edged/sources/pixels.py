@@ -3,8 +3,8 @@
 - Formats go by their V4L2 code (kernel documentation, "Image Formats"). 8 bits a sample, ``Y16`` 16.
 - A buffer that is too short, or a size that a format cannot have, is a FrameRejected that says so. What comes after the
   last pixel is padding. Rows may be padded too: ``stride`` is the bytes from one to the next.
-- Luma and chroma become red, green and blue by the matrix of their standard (ITU-R BT.601, BT.709, BT.2020), at most 1
-  away from its formula in real numbers.
+- Luma and chroma become red, green and blue by the matrix of their standard (ITU-R BT.601, BT.709, BT.2020), rounded
+  once.
 - Chroma is not interpolated: the pixels that share a sample have its colour.
 """
 
@@ -22,10 +22,9 @@ from edged.errors import FrameRejected
 from edged.sources.decode import decode_jpeg
 
 MAX_SIDE = 1 << 14  # the largest sensors have some 12,000 pixels a side
-FRACTION_BITS = 5  # of a colour while it is summed: with 6, the brightest blue would leave 16 bits
+QUADS_AT_ONCE = 8192  # stay in the cache, and below the size from which BLAS would wake other threads up
 
 Bytes = NDArray[np.uint8]
-Sums = NDArray[np.int16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,16 +107,15 @@ def _jpeg(data: bytes, picture: Picture) -> Array:
     return image
 
 
-# Luma and chroma
+# Luma and chroma. All formats are brought to quads: the two lumas and the chroma of two pixels beside each other.
 
 
-def _packed(luma: int, cb: int, cr: int) -> Callable[[bytes, Picture], Array]:
-    """Four bytes hold two pixels: where their first luma, and their chroma, stand."""
+def _packed(order: str) -> Callable[[bytes, Picture], Array]:
+    """Quads as they are, in this order (two Y, U for blue, V for red)."""
 
     def decode(data: bytes, picture: Picture) -> Array:
         _even(picture)
-        quads = _rows(data, picture, 2 * picture.width, picture.height).reshape(picture.height, -1, 4)
-        return _colours(quads[:, np.newaxis, :, luma::2], quads[:, :, cb], quads[:, :, cr], picture.ycbcr)
+        return _colours(_rows(data, picture, 2 * picture.width, picture.height), order, picture)
 
     return decode
 
@@ -128,8 +126,8 @@ def _semi_planar(cb: int, cr: int) -> Callable[[bytes, Picture], Array]:
     def decode(data: bytes, picture: Picture) -> Array:
         _even(picture, height=True)
         start = max(picture.stride, picture.width) * picture.height
-        pairs = _rows(data, picture, picture.width, picture.height // 2, start).reshape(picture.height // 2, -1, 2)
-        return _colours(_quarters(data, picture), pairs[:, :, cb], pairs[:, :, cr], picture.ycbcr)
+        pairs = _rows(data, picture, picture.width, picture.height // 2, start)
+        return _from_planes(data, picture, pairs[:, cb::2], pairs[:, cr::2])
 
     return decode
 
@@ -144,71 +142,62 @@ def _planar(cb: int, cr: int) -> Callable[[bytes, Picture], Array]:
         planes = [
             _rows(data, picture, picture.width // 2, rows, start + half * rows * number, half) for number in (0, 1)
         ]
-        return _colours(_quarters(data, picture), planes[cb], planes[cr], picture.ycbcr)
+        return _from_planes(data, picture, planes[cb], planes[cr])
 
     return decode
 
 
-def _quarters(data: bytes, picture: Picture) -> Bytes:
-    """The plane of luma as (H/2, 2, W/2, 2): the four pixels of a chroma sample together."""
-    luma = np.ascontiguousarray(_rows(data, picture, picture.width, picture.height))
-    return luma.reshape(picture.height // 2, 2, picture.width // 2, 2)
+def _from_planes(data: bytes, picture: Picture, cb: Bytes, cr: Bytes) -> Array:
+    """Luma at the start of ``data``, and chroma (H/2, W/2), each for two pixels of two rows."""
+    luma = _rows(data, picture, picture.width, picture.height)
+    quads = np.empty((picture.height // 2, 2, picture.width // 2, 4), np.uint8)
+    quads[..., 0::2] = luma.reshape(picture.height // 2, 2, picture.width // 2, 2)
+    quads[..., 1] = cb[:, np.newaxis]
+    quads[..., 3] = cr[:, np.newaxis]
+    return _colours(quads, "YUYV", picture)
 
 
-def _colours(luma: Bytes, cb: Bytes, cr: Bytes, ycbcr: Ycbcr) -> Array:
-    """Luma (h, rows, w, columns), where ``rows`` x ``columns`` pixels share a sample of chroma (h, w) → (H, W, 3)."""
-    table = _tables(ycbcr)
-    light = table.luma[luma]
-    chroma = (table.red[cr], table.green_cb[cb] + table.green_cr[cr], table.blue[cb])
-    image = np.empty((*luma.shape, 3), np.uint8)
-    total = np.empty_like(light)
-    for channel, colour in enumerate(chroma):
-        np.add(light, colour[:, np.newaxis, :, np.newaxis], out=total)
-        np.right_shift(total, FRACTION_BITS, out=total)
-        np.clip(total, 0, 255, out=total)
-        image[..., channel] = total
-    return image.reshape(luma.shape[0] * luma.shape[1], luma.shape[2] * luma.shape[3], 3)
-
-
-@dataclass(frozen=True, slots=True)
-class _Tables:
-    """What each value of a byte adds to a colour, with FRACTION_BITS behind the point."""
-
-    luma: Sums
-    red: Sums  # of cr
-    green_cb: Sums
-    green_cr: Sums
-    blue: Sums  # of cb
+def _colours(quads: Bytes, order: str, picture: Picture) -> Array:
+    """The colours of quads, as one product of matrices: four bytes each become the six of two pixels."""
+    matrix, constant = _matrix(order, picture.ycbcr)
+    flat = quads.reshape(-1, 4)
+    image = np.empty((len(flat), 6), np.uint8)
+    for first in range(0, len(flat), QUADS_AT_ONCE):
+        part = flat[first : first + QUADS_AT_ONCE].astype(np.float32) @ matrix
+        part += constant
+        np.clip(part, 0, 255, out=part)
+        image[first : first + QUADS_AT_ONCE] = part
+    return image.reshape(picture.height, picture.width, 3)
 
 
 @functools.lru_cache(maxsize=8)
-def _tables(ycbcr: Ycbcr) -> _Tables:
-    """ITU-R BT.601-7, 2.5.1 to 2.5.4, solved for the colours."""
-    values = np.arange(256, dtype=np.float64)
-    luma = values if ycbcr.full else (values - 16) * (255 / 219)
-    chroma = (values - 128) * (1.0 if ycbcr.full else 255 / 224)
+def _matrix(order: str, ycbcr: Ycbcr) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(4, 6) and (6,): ITU-R BT.601-7, 2.5.1 to 2.5.4, solved for the colours; half a unit more, for it is cut off."""
+    luma, chroma = (1.0, 1.0) if ycbcr.full else (255 / 219, 255 / 224)
     green = 1 - ycbcr.red - ycbcr.blue
-    to_red, to_blue = 2 * (1 - ycbcr.red), 2 * (1 - ycbcr.blue)
-
-    def table(share: NDArray[np.float64], half: float = 0.0) -> Sums:
-        return np.asarray(np.rint(share * (1 << FRACTION_BITS) + half), np.int16)
-
-    return _Tables(
-        luma=table(luma, half=(1 << FRACTION_BITS) / 2),  # so that the shift rounds
-        red=table(chroma * to_red),
-        green_cb=table(chroma * -to_blue * ycbcr.blue / green),
-        green_cr=table(chroma * -to_red * ycbcr.red / green),
-        blue=table(chroma * to_blue),
-    )
+    to_red, to_blue = 2 * (1 - ycbcr.red) * chroma, 2 * (1 - ycbcr.blue) * chroma
+    shares = {
+        "U": (0.0, -to_blue * ycbcr.blue / green, to_blue),
+        "V": (to_red, -to_red * ycbcr.red / green, 0.0),
+    }
+    matrix, lumas = np.zeros((4, 2, 3)), iter((0, 1))
+    for row, letter in enumerate(order):
+        if letter == "Y":
+            matrix[row, next(lumas)] = luma
+        else:
+            matrix[row, :] = shares[letter]
+    zeros = np.array([(0.0 if ycbcr.full else 16.0) if letter == "Y" else 128.0 for letter in order])
+    flat = matrix.reshape(4, 6)
+    return flat.astype(np.float32), (0.5 - zeros @ flat).astype(np.float32)
 
 
 DECODERS: dict[str, Callable[[bytes, Picture], Array]] = {
     "RGB3": _rgb,
     "BGR3": _bgr,
-    "YUYV": _packed(luma=0, cb=1, cr=3),
-    "YVYU": _packed(luma=0, cb=3, cr=1),
-    "UYVY": _packed(luma=1, cb=0, cr=2),
-    "VYUY": _packed(luma=1, cb=2, cr=0),
+    "YUYV": _packed("YUYV"),
+    "YVYU": _packed("YVYU"),
+    "UYVY": _packed("UYVY"),
+    "VYUY": _packed("VYUY"),
     "NV12": _semi_planar(cb=0, cr=1),
     "NV21": _semi_planar(cb=1, cr=0),
     "YU12": _planar(cb=0, cr=1),
