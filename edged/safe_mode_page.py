@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import datetime
 import http.server
+import itertools
 import json
 import os
 import re
-import selectors
 import signal
 import socket
 import socketserver
@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from http import HTTPStatus
@@ -79,9 +79,9 @@ def serve(rest: Rest, place: Place) -> None:
     facts = Facts(_device(place.config), rest.reason, _now())
     print(f"<3>safe mode: {rest.reason}", file=sys.stderr, flush=True)
     replace_file(place.runtime_dir / "status.json", facts.status())
-    sockets = [one for group in listen_sockets().values() for one in group]
-    answering = threading.Thread(target=_answer, args=(sockets, facts), name="answers", daemon=True)
-    answering.start()
+    for listening in itertools.chain.from_iterable(listen_sockets().values()):
+        server = _Server(listening, facts)
+        threading.Thread(target=server.serve_forever, name="answers", daemon=True).start()
     notifier.ready(f"safe mode: {rest.reason}")
     over = _until(rest, place.config)
     while not stop.is_set() and not over():
@@ -211,13 +211,3 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002  the base class names it so
         """Requests are not logged."""
-
-
-def _answer(sockets: Sequence[socket.socket], facts: Facts) -> None:
-    """Serve until the process ends."""
-    with selectors.DefaultSelector() as selector:
-        for one in sockets:
-            selector.register(one, selectors.EVENT_READ, _Server(one, facts))
-        while sockets:
-            for key, _ in selector.select():
-                key.data.handle_request_noblock()
