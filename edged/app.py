@@ -103,8 +103,8 @@ class _Daemon:
         self._used = config.installed_models
         measure = Measure(config.models.trial_results, config.models.trial_s)
         installed = Installed(models, measure, {name: set(users) for name, users in self._used.items()})
-        self._presence = Presence()
         hosts = config.device.runtime_dir / "worker"
+        self._presence = Presence(config.board, hosts / "boards.sock")
         rejected = state / "rejected"
         self._shared = Shared(store, config.engines, state / "cache", rejected, installed, self._presence, hosts)
         self._lanes = [Lane(pipeline, self._shared) for pipeline in config.pipeline]

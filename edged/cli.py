@@ -22,6 +22,7 @@ from edged.bundle import model_cli
 from edged.console import cli as console_cli
 from edged.devices import cli as devices_cli
 from edged.errors import ConfigError, EdgedError
+from edged.hardware_config import Board
 
 if TYPE_CHECKING:
     from edged.bundle.loaded import Bundle
@@ -73,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     diag.set_defaults(func=_diag)
     backup_cli.add_commands(commands)
     console_cli.add_commands(commands, _runtime_dir)
-    devices_cli.add_commands(commands, _runtime_dir, _device_users)
+    devices_cli.add_commands(commands, _runtime_dir, _device_users, _boards)
     buffer_cli.add_commands(commands, _buffer_dir)
     for command in (*commands.choices.values(), *model_cli.add_commands(commands, _model_place)):
         command.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help=f"(default: {DEFAULT_CONFIG})")
@@ -141,6 +142,10 @@ def _device_users(runtime_dir: Path) -> dict[str, str]:
     if report.silence or report.status is None:
         return {}
     return {device.path: device.user for device in report.status.devices if device.user}
+
+
+def _boards(arguments: argparse.Namespace) -> tuple[Board, ...]:
+    return settings.load(arguments.config).board
 
 
 def _buffer_dir(arguments: argparse.Namespace) -> Path:

@@ -16,6 +16,7 @@ import msgspec
 
 from edged.domain import Policy
 from edged.feeder_config import FeederConfig
+from edged.hardware_config import Board, Pressure
 from edged.settings import NAME, InvalidSettings, Name, Problem, parse, read_toml
 
 EngineName = Literal["onnxruntime", "lava", "lava-fixed", "lava-sim", "lava-loihi2"]
@@ -25,7 +26,6 @@ SampleType = Literal["s16le", "s16be", "s32le", "s32be", "f32le"]
 # Speeds that every serial driver of Linux knows by name (termios(3)).
 BAUDS = (1200, 2400, 4800, 9600, 19200, 38400, 57600, 115200, 230400, 460800, 500000, 576000, 921600, 1000000, 1152000,
          1500000, 2000000, 2500000, 3000000, 3500000, 4000000)  # fmt: skip
-PRESSES = ("memory_used", "memory_stall", "cpu_stall", "io_stall")  # what has limits in percent
 Finding = tuple[str, object, str]  # field, value, hint
 Positive = Annotated[int, msgspec.Meta(ge=1, description="must be a whole number, at least 1")]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400, description="must be seconds, more than 0")]
@@ -93,47 +93,6 @@ class Models(msgspec.Struct, frozen=True, kw_only=True):
     allow_unsigned: bool = False  # for development
     trial_results: Annotated[int, msgspec.Meta(ge=0, description="must be results, at least 0")] = 10
     trial_s: Annotated[float, msgspec.Meta(ge=0, le=86400, description="must be seconds, at least 0")] = 60.0
-
-
-Percent = Annotated[float, msgspec.Meta(ge=0, le=100, description="must be percent, 0 (only told) to 100")]
-Celsius = Annotated[float, msgspec.Meta(ge=0, le=150, description="must be degrees Celsius, 0 (only told) to 150")]
-Share = Annotated[float, msgspec.Meta(ge=1, le=100, description="must be percent, 1 to 100")]
-
-
-class Pressure(msgspec.Struct, frozen=True, kw_only=True):
-    """When the device is hard pressed, and what follows (``edged.pressure``). A limit of 0 is told and acts on nothing.
-
-    A busy CPU and a busy disk are no danger (queues push back), so that they act only where somebody says so.
-    """
-
-    enabled: bool = True
-    look_every_s: Annotated[float, msgspec.Meta(ge=0.1, le=60, description="must be seconds, 0.1 to 60")] = 2.0
-    temperature_tight_c: Celsius = 85.0  # boards with passive cooling throttle from here on
-    temperature_critical_c: Celsius = 95.0
-    temperature_ignore: tuple[str, ...] = ("PMIC*",)  # zones by type; Jetson's PMIC-Die says 100 at all times
-    memory_used_tight_percent: Percent = 85.0
-    memory_used_critical_percent: Percent = 95.0
-    memory_stall_tight_percent: Percent = 10.0  # of the time, somebody waited for memory
-    memory_stall_critical_percent: Percent = 40.0
-    cpu_stall_tight_percent: Percent = 0.0
-    cpu_stall_critical_percent: Percent = 0.0
-    io_stall_tight_percent: Percent = 0.0
-    io_stall_critical_percent: Percent = 0.0
-    tight_share_percent: Share = 50.0
-    critical_share_percent: Share = 10.0
-    step_s: Seconds = 10.0  # at a level, until the streams of the next priority are slowed down too
-    dwell_s: Seconds = 30.0  # of calm, before the level falls
-    recycle_every_s: Seconds = 60.0  # at most one worker is replaced in this time
-    root: Path = Path("/")  # where proc and sys are; another one is for tests
-
-    def check(self) -> Iterator[Finding]:
-        """What is critical must lie above what is tight, and let less pass."""
-        for name in ("temperature_{}_c", *(f"{of}_{{}}_percent" for of in PRESSES)):
-            lower, upper = name.format("tight"), name.format("critical")
-            if getattr(self, upper) and not 0 < getattr(self, lower) < getattr(self, upper):
-                yield upper, getattr(self, upper), f"must be more than {lower}, which must not be 0 then"
-        if self.critical_share_percent > self.tight_share_percent:
-            yield "critical_share_percent", self.critical_share_percent, "must be at most tight_share_percent"
 
 
 class SpoolSource(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="spool"):
@@ -288,6 +247,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     models: Models = Models()
     engines: Engines = Engines()
     pressure: Pressure = Pressure()
+    board: tuple[Board, ...] = ()
     pipeline: Annotated[tuple[Pipeline, ...], msgspec.Meta(description="at least one [[pipeline]]")]
     feeder: tuple[FeederConfig, ...] = ()  # processes of their own; the daemon only checks what is said of them
 
@@ -329,8 +289,8 @@ def _repeated_names(table: dict[str, Any]) -> list[Problem]:
     pipelines = [one for one in _tables(table.get("pipeline")) if isinstance(one, dict)]
     sources = [source for pipeline in pipelines for source in _tables(pipeline.get("source"))]
     problems: list[Problem] = []
-    feeders = _tables(table.get("feeder"))
-    for key, tables in (("pipeline", pipelines), ("pipeline.source", sources), ("feeder", feeders)):
+    feeders, boards = _tables(table.get("feeder")), _tables(table.get("board"))
+    for key, tables in (("pipeline", pipelines), ("pipeline.source", sources), ("feeder", feeders), ("board", boards)):
         names = [str(one["name"]) for one in tables if isinstance(one, dict) and "name" in one]
         repeated = sorted({name for name in names if names.count(name) > 1})
         problems += [Problem(f"{key}.name", name, "is used twice; every name must be its own") for name in repeated]

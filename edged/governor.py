@@ -14,8 +14,8 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 
-from edged.config import Pressure as Settings
 from edged.engines.engine import WorkerEngine
+from edged.hardware_config import Pressure as Settings
 from edged.host.pressure import PressureReader
 from edged.host.stalls import StallTriggers
 from edged.lane import Lane

@@ -6,15 +6,19 @@ task ends. Decides nothing: ``edged.placement`` does, and ``edged.devices`` says
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from edged.devices.watch import Watch
 from edged.engines.placed import PlacedEngine
+from edged.hardware_config import Board
 
 
 class Presence:
     """Knows which engines need which device. ``watch`` is to be run as a task."""
 
-    def __init__(self) -> None:
-        self.watch = Watch(self.tell)
+    def __init__(self, boards: Sequence[Board] = (), place: Path | None = None) -> None:
+        self.watch = Watch(self.tell, boards=boards, place=place)
         self._attended: dict[PlacedEngine, dict[str, str]] = {}
 
     def attend(self, engine: PlacedEngine) -> None:

@@ -20,7 +20,7 @@ import enum
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from edged.config import Pressure as Settings
+from edged.hardware_config import Pressure as Settings
 
 GROWN_BYTES = 16 << 20  # less is the noise of an allocator, and not worth a start
 CEILING_TIGHT_C, CEILING_CRITICAL_C = 15.0, 5.0  # below the temperature at which the kernel switches the device off

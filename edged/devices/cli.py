@@ -10,12 +10,13 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from edged.devices.watch import Watch
+from edged.hardware_config import Board
 from edged.status import DeviceFacts
 
 Users = Callable[[Path], Mapping[str, str]]
@@ -27,6 +28,7 @@ def add_commands(
     subparsers: argparse._SubParsersAction[argparse.ArgumentParser],  # argparse has no public name for it
     runtime_dir: Callable[[argparse.Namespace], Path],
     users: Users,
+    boards: Callable[[argparse.Namespace], Sequence[Board]],
 ) -> None:
     """Add ``devices``. The parsed arguments carry ``func``: call it with them, it returns the exit code."""
     parser = subparsers.add_parser(
@@ -36,24 +38,24 @@ def add_commands(
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--follow", action="store_true", help="go on: one line for every move, until Ctrl-C")
-    parser.set_defaults(func=lambda arguments: run(arguments, users(runtime_dir(arguments))))
+    parser.set_defaults(func=lambda arguments: run(arguments, users(runtime_dir(arguments)), boards(arguments)))
 
 
-def run(arguments: argparse.Namespace, users: Mapping[str, str]) -> int:
+def run(arguments: argparse.Namespace, users: Mapping[str, str], boards: Sequence[Board]) -> int:
     """Carry out ``edged devices``."""
     with contextlib.suppress(KeyboardInterrupt):
-        return asyncio.run(_run(users, as_json=arguments.json, follow=arguments.follow))
+        return asyncio.run(_run(users, boards, as_json=arguments.json, follow=arguments.follow))
     return 0
 
 
-async def _run(users: Mapping[str, str], *, as_json: bool, follow: bool) -> int:
+async def _run(users: Mapping[str, str], boards: Sequence[Board], *, as_json: bool, follow: bool) -> int:
     shown = False
 
     def on_move(facts: DeviceFacts) -> None:
         if shown:
             print(_json(facts) if as_json else move_line(facts), flush=True)
 
-    watch = Watch(on_move=on_move)
+    watch = Watch(on_move=on_move, boards=boards)
     task = asyncio.create_task(watch.run(), name="devices")
     try:
         await watch.surveyed.wait()

@@ -35,11 +35,17 @@ class Sighting:
     bus: int = 0  # where USB has it
     address: int = 0
     ruled: bool = True  # our rules were in effect when it came
+    host: str = ""  # IP address of a board on Ethernet
 
     @property
     def port(self) -> str:
         """The last part of its path, such as 1-2."""
         return self.path.rpartition("/")[2]
+
+    @property
+    def label(self) -> str:
+        """Its short name, with its port where it has one; empty where it has no name."""
+        return f"{self.link}-{self.port}" if self.link and not self.host else self.link
 
     def is_wanted(self, wanted: str) -> bool:
         """Whether a configuration that names a kind, a short name, a link or a node means this one."""
@@ -103,9 +109,13 @@ class DeviceTable:
         return device
 
     def keep_only(self, paths: Iterable[str]) -> list[Device]:
-        """After events were missed: whatever is at no other path than these has vanished."""
-        gone = sorted(self._here.keys() - set(paths))
+        """After udev's events were missed: whatever of its devices is at no other path than these has vanished."""
+        gone = sorted({path for path, one in self._here.items() if not one.sighting.host} - set(paths))
         return [device for path in gone if (device := self.vanish(path)) is not None]
+
+    def here(self, path: str) -> Device | None:
+        """The device that is at a path."""
+        return self._here.get(path)
 
     def is_here(self, device: Device) -> bool:
         """Whether it did not vanish meanwhile."""

@@ -1,4 +1,4 @@
-"""Watches devices come and go: joins udev, the table of states and the questions to a device.
+"""Watches devices come and go: joins udev, boards on Ethernet, the table of states and the questions to a device.
 
 ``run`` it as a task. udev's socket is bridged into the event loop once; devices are asked one after the other in a
 thread, and what udev tells meanwhile waits in its socket, whose overflow means looking at everything again. Without
@@ -10,16 +10,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from edged.devices import udev
+from edged.devices.boards import BoardProbe, sighting_of
 from edged.devices.probe import Verdict, probe
 from edged.devices.states import State
 from edged.devices.table import Device, DeviceTable, Sighting
+from edged.hardware_config import Board
 from edged.status import DeviceFacts
 
 log = logging.getLogger(__name__)
 
+UDEV = ""  # no board has this name
+FAILURES = 2  # questions in a row that a board does not answer, until it is lost: one may get lost by itself
+DOUBT_S = 0.5  # after the first of them
 AGAIN_S = 10.0  # what cannot be used is asked again: a group or a mode may have been changed meanwhile
 CALM = (State.SEEN, State.PROBING)  # steps on the way, not worth a line in the log
 
@@ -33,22 +39,37 @@ class Watch:
         *,
         on_move: Callable[[DeviceFacts], None] = lambda _: None,
         ask: Callable[[Sighting], Verdict] = probe,
+        boards: Sequence[Board] = (),
+        place: Path | None = None,
     ) -> None:
+        """``boards`` are asked through the socket at ``place``, or through a process of our own."""
         self.discovery = "devices are being looked for"
         self.surveyed = asyncio.Event()  # everything that was here at the start was asked, or nothing is watched
         self._table = DeviceTable(self._moved)
         self._on_change = on_change
         self._on_move = on_move
         self._ask = ask
+        self._boards = tuple(boards)
+        self._board_probe = BoardProbe(boards, place)
+        self._awaited = {UDEV, *(board.name for board in boards)}  # who has not told of what was here at the start
 
     async def run(self) -> None:
         """Watch until cancelled; return when there is nothing to watch with."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._watch_udev(), name="devices:udev")
+                for board in self._boards:
+                    tasks.create_task(self._attend(board), name=f"devices:{board.name}")
+        finally:
+            self._board_probe.close()
+
+    async def _watch_udev(self) -> None:
         try:
             source = udev.Udev()
         except udev.Unwatched as error:
             self.discovery = f"off: {error}"
             log.warning("devices are not watched", extra={"reason": str(error)})
-            self._settled()
+            self._settled(UDEV)
             return
         self.discovery = udev.remark() or "udev"
         wake, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -91,19 +112,52 @@ class Watch:
                 await self._probe(pending.pop(next(iter(pending))))
                 self._drain(source, pending)
                 self._on_change()  # a removal cannot wait until everything is asked
-            self._settled()
+            self._settled(UDEV)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(AGAIN_S):
                     await wake.wait()
             wake.clear()
             self._drain(source, pending)
             for device in self._table.devices():
-                if device.state is State.UNUSABLE:
+                if device.state is State.UNUSABLE and not device.sighting.host:
                     pending[device.sighting.path] = device
 
-    def _settled(self) -> None:
-        self.surveyed.set()
+    def _settled(self, who: str) -> None:
+        self._awaited.discard(who)
+        if not self._awaited:
+            self.surveyed.set()
         self._on_change()
+
+    # Boards on Ethernet
+
+    async def _attend(self, board: Board) -> None:
+        """Ask a board again and again: quietly, for it is in use, or nothing has changed."""
+        sighting, failures = sighting_of(board), 0
+        while True:
+            verdict = await self._board_probe.ask(board)
+            failures = failures + 1 if verdict.problem else 0
+            self._heard(sighting, verdict, failures)
+            self._settled(board.name)
+            await asyncio.sleep(board.every_s if failures != 1 else min(board.every_s, DOUBT_S))
+
+    def _heard(self, sighting: Sighting, verdict: Verdict, failures: int) -> None:
+        device = self._table.here(sighting.path)
+        if device is None:
+            if verdict.problem and self._was_lost(sighting):
+                return
+            device = self._table.appear(sighting)
+        elif device.is_usable:
+            if failures >= FAILURES:
+                self._table.vanish(sighting.path, f"it no longer answers: {verdict.problem}")
+            return
+        elif verdict.problem == device.reason:
+            return
+        if device is not None:
+            self._table.probing(device)
+            self._table.probed(device, verdict.problem, verdict.note)
+
+    def _was_lost(self, sighting: Sighting) -> bool:
+        return any(one.state is State.LOST and one.sighting.path == sighting.path for one in self._table.devices())
 
     def _survey(self, source: udev.Udev, pending: dict[str, Device]) -> None:
         found = source.here()
@@ -151,7 +205,7 @@ def facts_of(device: Device) -> DeviceFacts:
         kind=sighting.kind,
         state=device.state.value,
         reason=device.reason,
-        link=f"{sighting.link}-{sighting.port}" if sighting.link else "",
+        link=sighting.label,
         id=sighting.usb_id,
         node=sighting.node,
         engine=sighting.engine,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edged.admission import Admission
-from edged.config import Pressure
+from edged.hardware_config import Pressure
 from edged.host.pressure import PressureReader
 from edged.pressure import PressurePolicy
 from tests.support.kernel import Tree

@@ -21,7 +21,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from edged.admission import Admission
-from edged.config import Pressure
+from edged.hardware_config import Pressure
 from edged.engines import life
 from edged.engines.engine import WorkerEngine
 from edged.engines.life import WorkerSpec

@@ -178,3 +178,28 @@ def test_limits_of_pressure_that_make_no_sense_are_named(tmp_path: Path, table: 
     with pytest.raises(InvalidSettings) as caught:
         validate({**good(tmp_path), "pressure": table}, tmp_path)
     assert [problem.key for problem in caught.value.problems] == [key]
+
+
+@pytest.mark.parametrize(
+    ("table", "key"),
+    [
+        ({"address": "board.local", "port": 22}, "board[0].address"),
+        ({"address": "10.0.0.300", "port": 22}, "board[0].address"),
+        ({"address": "10.0.0.5"}, "board[0].port"),
+        ({"address": "10.0.0.5", "port": 70000}, "board[0].port"),
+        ({"address": "10.0.0.5", "port": 22, "probe": "ping"}, "board[0].probe"),
+        ({"address": "10.0.0.5", "port": 22, "deadline_s": 0}, "board[0].deadline_s"),
+        ({"port": 22}, "board[0].address"),
+    ],
+)
+def test_a_board_that_cannot_be_asked_is_named(tmp_path: Path, table: dict[str, object], key: str) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        validate({**good(tmp_path), "board": [{"name": "rack", **table}]}, tmp_path)
+    assert [problem.key for problem in caught.value.problems] == [key]
+
+
+def test_boards_have_names_of_their_own_and_the_port_of_their_probe(tmp_path: Path) -> None:
+    boards = [{"name": "spin", "address": "192.168.240.253", "probe": "spinnaker"}] * 2
+    assert validate({**good(tmp_path), "board": boards[:1]}, tmp_path).board[0].at == 17893
+    with pytest.raises(InvalidSettings, match="is used twice"):
+        validate({**good(tmp_path), "board": boards}, tmp_path)

@@ -9,7 +9,7 @@ import tomllib
 import msgspec
 import pytest
 
-from edged.config import Pressure as Settings
+from edged.hardware_config import Pressure as Settings
 from edged.pressure import (
     GROWN_BYTES,
     RANK,
