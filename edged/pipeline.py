@@ -242,9 +242,8 @@ class Pipeline:
         return batch
 
     async def _wait_for_room(self) -> None:
-        if len(self._queue) >= self.queue_limit:
-            async with self._room:
-                await self._room.wait_for(lambda: len(self._queue) < self.queue_limit)
+        async with self._room:
+            await self._room.wait_for(lambda: len(self._queue) < self.queue_limit)
 
     def _drop(self, waiting: _Waiting, reason: str = QUEUE_FULL) -> None:
         self._shed[waiting.frame.id.source, reason] += 1
