@@ -1,5 +1,7 @@
 """Makes golden data: three kinds of evidence with which any engine can prove that it runs a model correctly.
 
+These are for floating point; what engines in integers are held to is made by ``golden_loihi`` and stands beside them.
+
 *Recorded steps*: single steps from recorded states. Every expected number carries the bound of its rounding error,
 ``c·eps·(|decay·v| + Σ|w||x| + |bias| + θ + v_sub)``; states are nudged so that no potential lies in that band around
 its threshold, hence every spike is certain. *Free runs*: whole windows, with a tight bound from runs with perturbed
@@ -18,6 +20,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from edged.bundle.golden_loihi import loihi_golden
 from edged.bundle.graph.cells import Cell, cells, magnitudes, tapped
 from edged.bundle.graph.plans import window_plan
 from edged.bundle.graph.sensitivity import VALUE
@@ -42,13 +45,18 @@ BRINK_POOL = 256  # rows among which those nearest to a stateless threshold are 
 BRINK_ROWS = 32
 
 
-def make_golden(model: onnx.ModelProto, spec: GraphSpec, seed: int, samples: Floats | None = None) -> dict[str, Floats]:
+def make_golden(
+    model: onnx.ModelProto, spec: GraphSpec, seed: int, samples: Floats | None = None, most_steps: int | None = None
+) -> dict[str, Floats]:
     """Golden data of a checked step graph. ``samples`` (N, *shape) or (N, T, *shape) replace the synthetic inputs.
+
+    Of more than ``most_steps`` recorded steps the last are kept: half of them are driven to spike.
 
     The same arguments give the same data on one machine. Raises BundleError when no meaningful test can be made: the
     network does not answer to the inputs, or rounding errors drown it.
     """
-    return _Maker(model, spec, seed, samples).make()
+    golden = _Maker(model, spec, seed, samples).make(most_steps)
+    return golden | loihi_golden(model, spec, golden)
 
 
 class _Maker:
@@ -66,9 +74,10 @@ class _Maker:
         self.input = spec.inputs[0]
         self.samples = self.synthetic() if samples is None else np.asarray(samples, dtype=np.float32)
 
-    def make(self) -> dict[str, Floats]:
-        golden = {"format": np.asarray(FORMAT), "seed": np.asarray(self.seed)}
-        return golden | self.free() | self.steps() | make_ties(self.model, self.spec, self.cells, self.seen)
+    def make(self, most_steps: int | None) -> dict[str, Floats]:
+        golden = {"format": np.asarray(FORMAT), "seed": np.asarray(self.seed)} | self.free()
+        golden |= {name: one[-(most_steps or len(one)) :] if one.ndim else one for name, one in self.steps().items()}
+        return golden | make_ties(self.model, self.spec, self.cells, self.seen)
 
     def synthetic(self) -> Floats:
         """Noise images of different brightness, or spike trains of different rate: (N, *shape) or (N, T, *shape)."""

@@ -3,6 +3,9 @@
 Pure NumPy, no engine of its own. Labels alone miss most defects (a dropped bias moves spike counts by less than
 1 %), so three kinds of evidence are asked for: recorded steps within their rounding bounds, ties, and free runs,
 made twice in one session, the second time in reversed order, so that a state kept from the first run shows.
+
+An engine that computes in Loihi's integers (``INTEGERS``) is held to golden data of its own, where nothing is uncertain
+but the last bits of a float32: each potential is within half a unit, each spike is the same.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from edged.ports import Engine
 Floats = NDArray[Any]
 
 FORMAT = 1
+INTEGERS = ("lava-fixed", "lava-loihi2")  # engines that compute in Loihi's integers
 TIGHT_SHARE = 0.75  # of free runs that must agree to rounding; in the others another rounding may have flipped a spike
 
 
@@ -60,7 +64,12 @@ async def prove(engine: Engine, bundle: Bundle, *, full: bool = True) -> Selftes
     ``full=False`` leaves out the ties and the second passes: for a worker that comes back with a plan that was proved
     before. An engine's errors fail the check that they happen in. Raises BundleError when the golden data is unusable.
     """
-    exam = _Exam(engine, bundle, load_golden(bundle), full)
+    golden = load_golden(bundle)
+    if engine.name in INTEGERS:
+        _check_integers(engine.name, bundle, golden)
+        exam: _Exam = _IntegerExam(engine, bundle, golden, full)
+    else:
+        exam = _Exam(engine, bundle, golden, full)
     checks = []
     for name, check in (("steps", exam.steps), ("ties", exam.ties), ("free runs", exam.free)):
         if full or name != "ties":
@@ -91,12 +100,22 @@ class _Exam:
         wanted = {self.output: (_floats(golden["step.output"]), golden["step.output_bound"])}
         for k, state in enumerate(self.states):
             wanted[state] = (_floats(golden[f"step.next.{k}"]), golden[f"step.next_bound.{k}"])
+        return await self.recorded(name, frames, given, wanted)
+
+    async def recorded(
+        self,
+        name: str,
+        frames: Floats,
+        given: Mapping[str, Floats],
+        wanted: Mapping[str, tuple[Floats, Floats]],
+    ) -> Check:
+        """Steps from given states, and what must come out within which bounds: by row, or one for all."""
         orders = [np.arange(len(frames)), np.arange(len(frames))[::-1]]
         worst, where = 0.0, ""
         for order in orders if self.full else orders[:1]:
             found = await self.step(frames[order], {state: value[order] for state, value in given.items()})
             for key, (expected, bound) in wanted.items():
-                excess = _excess(found[key], expected[order], bound[order])
+                excess = _excess(found[key], expected[order], (bound[order] if bound.ndim else bound))
                 if excess > worst:
                     worst, where = excess, key
         detail = f"{len(frames)} recorded steps, largest error {worst:.2g} of its bound"
@@ -182,6 +201,45 @@ class _Exam:
         return np.concatenate(parts)
 
 
+class _IntegerExam(_Exam):
+    """The same kinds of evidence in Loihi's integers: ``loihi.*``."""
+
+    async def steps(self, name: str) -> Check:
+        golden = self.golden
+        rows = golden["loihi.step.rows"]
+        given = {state: _floats(golden[f"step.state.{k}"][rows]) for k, state in enumerate(self.states)}
+        wanted = {self.output: (golden["loihi.step.output"], golden["loihi.step.output_bound"])}
+        for k, state in enumerate(self.states):
+            wanted[state] = (golden[f"loihi.step.next.{k}"], golden[f"loihi.bound.{k}"])
+        return await self.recorded(name, _floats(golden["step.input"][rows]), given, wanted)
+
+    async def ties(self, name: str) -> Check:
+        golden, wrong, met, failed = self.golden, 0, 0, []
+        for k, state in enumerate(self.states):
+            if f"loihi.tie.{k}.place" not in golden:
+                continue
+            place, at = golden[f"loihi.tie.{k}.place"], golden[f"loihi.tie.{k}.state"]
+            given = {s.name: np.zeros((len(at), *s.shape), np.float32) for s in self.bundle.states}
+            given[state].reshape(len(at), -1)[:, place] = at
+            found = await self.step(np.zeros((len(at), *self.input.shape), np.float32), given)
+            error = np.abs(found[state].reshape(len(at), -1)[:, place] - golden[f"loihi.tie.{k}.next"])
+            bad = int((~(error <= golden[f"loihi.bound.{k}"])).sum())
+            met, wrong = met + at.size, wrong + bad
+            failed += [repr(state)] if bad else []
+        detail = f"{met} potentials at their threshold or one above"
+        return Check(name, not wrong, detail + (f", {wrong} neurons wrong in {', '.join(failed)}" if wrong else ""))
+
+    async def free(self, name: str) -> Check:
+        samples, expected = _floats(self.golden["free.input"]), self.golden["loihi.free.readout"]
+        order, bound, problems = np.arange(len(samples)), self.golden["loihi.free.bound"], []
+        for run, rows in enumerate((order, order[::-1]) if self.full else (order,)):
+            found = await self.infer(samples[rows])
+            differing = ~(np.abs(found - expected[rows]) <= bound).all(axis=1)
+            if differing.any():
+                problems.append(f"run {run + 1}: {int(differing.sum())} of {len(samples)} windows differ")
+        return Check(name, not problems, "; ".join(problems) or f"{len(samples)} windows, spike for spike")
+
+
 def _excess(found: Floats, expected: Floats, bound: Floats) -> float:
     """The largest error as a multiple of its bound; infinite where a number is not finite."""
     error = np.abs(found.astype(np.float64) - expected)
@@ -199,14 +257,50 @@ def load_golden(bundle: Bundle) -> dict[str, Floats]:
     golden = decode_npz(bundle.read(bundle.manifest.variant.golden))
     if int(golden.get("format", np.zeros(())).max(initial=0)) != FORMAT:
         raise BundleError(f"{bundle.path}: the golden data has no format {FORMAT}", "make the bundle again")
-    for name, shape in _expected_shapes(bundle, golden).items():
+    _check_shapes(bundle, golden, _expected_shapes(bundle, golden))
+    return golden
+
+
+def _check_shapes(bundle: Bundle, golden: Mapping[str, Floats], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for name, shape in shapes.items():
         value = golden.get(name)
         if value is None or not _fits(value.shape, shape):
             found = "missing" if value is None else f"of shape {value.shape}"
             raise BundleError(f"{bundle.path}: golden array {name!r} is {found}", f"expected {shape} (-1: any)")
         if not np.isfinite(value).all():
             raise BundleError(f"{bundle.path}: golden array {name!r} holds NaN or infinity")
-    return golden
+
+
+def _check_integers(engine: str, bundle: Bundle, golden: Mapping[str, Floats]) -> None:
+    """Raises BundleError where an engine in integers has nothing to prove itself with."""
+    if int(golden.get("loihi.format", np.zeros(())).max(initial=0)) != FORMAT:
+        raise BundleError(
+            f"{engine} computes in integers, and {bundle.name}@{bundle.version} has no golden data in integers",
+            "convert the model again with this release, or name another engine",
+        )
+    rows, free = golden.get("loihi.step.rows", np.zeros(0)), len(golden["free.input"])
+    shapes: dict[str, tuple[int, ...]] = {
+        "loihi.step.rows": (max(len(rows) if rows.ndim else 0, 1),),
+        "loihi.step.output": (len(rows), bundle.classes),
+        "loihi.step.output_bound": (),
+        "loihi.free.readout": (free, bundle.classes),
+        "loihi.free.bound": (),
+    }
+    for k, state in enumerate(bundle.states):
+        shapes |= {f"loihi.step.next.{k}": (len(rows), *state.shape), f"loihi.bound.{k}": ()}
+        place = golden.get(f"loihi.tie.{k}.place")
+        if place is not None:
+            ties = place.size
+            shapes |= {f"loihi.tie.{k}.place": (ties,)}
+            shapes |= {f"loihi.tie.{k}.{role}": (2, ties) for role in ("state", "next")}
+            _check_indices(bundle, f"loihi.tie.{k}.place", place, int(np.prod(state.shape)))
+    _check_shapes(bundle, golden, shapes)
+    _check_indices(bundle, "loihi.step.rows", rows, len(golden["step.input"]))
+
+
+def _check_indices(bundle: Bundle, name: str, found: Floats, size: int) -> None:
+    if found.dtype.kind not in "iu" or found.size == 0 or found.min() < 0 or found.max() >= size:
+        raise BundleError(f"{bundle.path}: golden array {name!r} holds places that there are not", f"of {size}")
 
 
 def _expected_shapes(bundle: Bundle, golden: Mapping[str, Floats]) -> dict[str, tuple[int, ...]]:

@@ -117,7 +117,7 @@ print(json.dumps({
 
 @pytest.mark.parametrize("seed", [3, 15])
 def test_what_goes_to_the_chip_are_lavas_own_processes_with_integers_that_fit(tmp_path: Path, seed: int) -> None:
-    save_case(tmp_path, random_case(seed, alike=True))
+    save_case(tmp_path, random_case(seed, alike=True), integers=True)
     found = json.loads(in_lava(PLACED, str(tmp_path)))
     assert found.pop("config") == "Loihi2HwCfg"
     assert set(found.pop("processes")) <= {"LIF", "Dense", "Sparse", "DelaySparse", "Conv"}

@@ -21,13 +21,14 @@ from edged.bundle.loaded import Bundle, open_bundle
 from edged.domain import Array
 from edged.sources.events import decode_saccade
 from models.digits import data as digits
-from tests.support.lava import Case, Result, case_of, random_case, run_lava
+from tests.support.lava import Case, Result, case_of, random_case, run_lava, whole_numbers
 from tests.support.recordings import data, labels
 from tests.support.reference import Reference
 from tests.support.tree import ROOT
 
 SEEDS = range(30)
 SIM_SEEDS = range(26)
+INTEGER_SEEDS = range(15)
 FEW = range(8)
 
 
@@ -179,6 +180,23 @@ def test_random_networks_in_loihis_integers_spike_about_as_often(tmp_path: Path)
     print(f"\n{difference} of {spikes} spikes")
     assert spikes > 300
     assert difference <= RANDOM * spikes
+
+
+def test_random_networks_in_lavas_integers_spike_as_the_chips_arithmetic_in_numpy(tmp_path: Path) -> None:
+    cases = [random_case(seed, alike=True) for seed in INTEGER_SEEDS]
+    active = 0
+    for seed, (case, result) in enumerate(zip(cases, run_lava(tmp_path, cases, "cpu_fixed"), strict=True)):
+        made, _ = whole_numbers(case)
+        (entry,) = case.spec.inputs
+        for row, window in enumerate(case.inputs[entry.name]):
+            steps = case.spec.timesteps
+            shown = window if entry.sequence else np.repeat(window[np.newaxis], steps, axis=0)
+            sent = made.window({entry.name: shown}, steps)
+            for one in made.populations:
+                total = np.sum([now[one.cell.emission] for now in sent], axis=0)
+                np.testing.assert_array_equal(result.spikes[one.cell.emission][row], total, err_msg=f"seed {seed}")
+                active += bool(total.any())
+    assert active > len(INTEGER_SEEDS)
 
 
 # The first layer sees the same input in both. Each of its 9 weights, up to 1.64, is wrong by 1/254 of that at most,

@@ -10,12 +10,15 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
+from edged.bundle.graph.checks import check_step_graph
 from edged.bundle.loaded import Bundle, open_bundle
 from edged.bundle.plans import ensure_plans
 from edged.bundle.selftest import load_golden, prove
+from edged.bundle.writer import write_bundle
 from edged.engines.engine import WorkerEngine, open_engine
 from edged.engines.life import Job, WorkerSpec
 from edged.errors import EngineError
+from edged.ready import Recipe, make_ready
 from tests.support.bundles import Kind, make_bundle
 from tests.support.lava import lava_python
 from tests.support.tree import ROOT
@@ -25,10 +28,16 @@ DIGITS = ROOT / "models" / "digits" / "bundle"
 MAX_BATCH = 4
 
 
-def on_lava(bundle: Bundle, cache: Path, use: Callable[[WorkerEngine], Awaitable[T]], engine: str = "lava") -> T:
+def on_lava(
+    bundle: Bundle,
+    cache: Path,
+    use: Callable[[WorkerEngine], Awaitable[T]],
+    engine: str = "lava",
+    engine_file: Path | None = None,
+) -> T:
     async def main() -> T:
         plans = await ensure_plans(bundle, cache)
-        spec = WorkerSpec(engine, lava_python(), deadline_s=60.0, load_deadline_s=90.0)
+        spec = WorkerSpec(engine, lava_python(), deadline_s=60.0, load_deadline_s=90.0, engine_file=engine_file)
         async with open_engine(spec, Job(bundle, MAX_BATCH, plans, cache)) as opened:
             return await use(opened)
 
@@ -58,28 +67,69 @@ def test_digits_prove_themselves(tmp_path: Path) -> None:
     on_lava(bundle, tmp_path, use)
 
 
-def test_integers_keep_the_labels_and_states_but_do_not_pass_for_floating_point(tmp_path: Path) -> None:
-    bundle = open_bundle(DIGITS)
-    golden = load_golden(bundle)
-    sure = golden["free.margin"] > np.quantile(golden["free.margin"], 0.5)
-    samples = golden["free.input"][sure].astype(np.float32)[:MAX_BATCH]
-    names = [state.name for state in bundle.states]
-    given = {name: golden[f"step.state.{k}"][:MAX_BATCH].astype(np.float32) for k, name in enumerate(names)}
+@pytest.mark.parametrize("name", ["digits", "bearing", "nmnist"])
+def test_the_bundled_models_prove_themselves_in_integers(tmp_path: Path, name: str) -> None:
+    bundle = open_bundle(ROOT / "models" / name / "bundle")
 
     async def use(engine: WorkerEngine) -> None:
         assert engine.facts().plan == "lava-cpu-fixed"
-        scores = (await engine.infer({"image": samples})).readout
-        wanted = golden["free.readout"][sure][:MAX_BATCH]
-        assert scores.argmax(axis=1).tolist() == wanted.argmax(axis=1).tolist()
-        _, after = await engine.step({"image": golden["step.input"][:MAX_BATCH].astype(np.float32)}, given)
-        for k, name in enumerate(names):
-            error = np.abs(after[name] - golden[f"step.next.{k}"][:MAX_BATCH])
-            assert np.median(error) < 0.05  # a tenth of the threshold
         report = await prove(engine, bundle)
-        assert not report.passed
-        assert "steps" in report.reason
+        assert report.passed, report.reason
 
     on_lava(bundle, tmp_path, use, "lava-fixed")
+
+
+MORE = [pytest.param(f"{kind}:{k}", marks=pytest.mark.slow)
+        for kind, k in (("weights", 0), ("weights", 2), ("shift", 0), ("threshold", 0), ("threshold", 1))]  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", ["", "weights:1", "shift:1", "threshold:2", *MORE])
+def test_an_engine_in_integers_that_is_off_by_one_unit_is_refused(
+    tmp_path: Path, mutant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGED_TEST_MUTANT", mutant)
+    bundle = open_bundle(DIGITS)
+
+    async def use(engine: WorkerEngine) -> None:
+        report = await prove(engine, bundle)
+        assert report.passed is not bool(mutant), report.reason  # without a defect: the control
+
+    on_lava(bundle, tmp_path, use, "lava-fixed", engine_file=ROOT / "tests" / "support" / "lava_mutant.py")
+
+
+def test_integers_are_placed_like_any_engine_and_answer_with_its_name(tmp_path: Path) -> None:
+    async def main() -> None:
+        spec = WorkerSpec("lava-fixed", lava_python(), deadline_s=60.0, load_deadline_s=90.0)
+        ready = await make_ready(DIGITS, Recipe((spec, WorkerSpec("onnxruntime")), MAX_BATCH, tmp_path))
+        try:
+            assert ready.engine.name == "lava-fixed"
+            image = np.zeros((1, 1, 8, 8), np.float32)
+            assert (await ready.engine.infer({"image": image})).engine == "lava-fixed"
+        finally:
+            await ready.end()
+
+    asyncio.run(main())
+
+
+def test_integers_of_a_bundle_without_golden_data_for_them_are_refused_by_name(tmp_path: Path) -> None:
+    bundle = open_bundle(DIGITS)
+    golden = {name: value for name, value in load_golden(bundle).items() if not name.startswith("loihi.")}
+    model = check_step_graph(bundle.read("model.onnx"), bundle.spec)
+    write_bundle(tmp_path / "old", manifest=bundle.manifest, model=model, golden=golden, report={}, card="")
+
+    async def main() -> None:
+        spec = WorkerSpec("lava-fixed", lava_python(), deadline_s=60.0, load_deadline_s=90.0)
+        recipe = Recipe((spec, WorkerSpec("onnxruntime")), MAX_BATCH, tmp_path / "cache")
+        ready = await make_ready(tmp_path / "old", recipe)
+        try:
+            assert ready.engine.name == "onnxruntime"
+            integers = ready.engine.all_facts()[0]
+            assert (integers.name, integers.placement) == ("lava-fixed", "unfit")
+            assert "needs golden data in integers, and this bundle has none; convert it again" in integers.reason
+        finally:
+            await ready.end()
+
+    asyncio.run(main())
 
 
 def test_windows_leave_nothing_behind_for_the_next_one(tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import onnx
 
+from edged.bundle.golden_loihi import Scales, in_integers
 from edged.bundle.graph.builder import StepBuilder, StepGraph
 from edged.bundle.graph.checks import check_step_graph
 from edged.bundle.graph.spec import GraphSpec, ReadoutKind
 from edged.bundle.loaded import Bundle
+from edged.bundle.loihi import Integers
 from edged.bundle.selftest import load_golden
 from tests.support.parts import missing, optional, program
 from tests.support.tree import ROOT
@@ -87,24 +89,37 @@ def manifest_of(spec: GraphSpec) -> dict[str, Any]:
             "kind": spec.readout.kind,
             "window": {"start": spec.readout.start, "stop": spec.readout.stop},
         },
+        "variants": [{"golden": "golden.npz"}],
     }
 
 
-def save_case(place: Path, case: Case) -> None:
-    """Write a case as a directory, in the form in which the worker gets a bundle and its plans."""
+def save_case(place: Path, case: Case, *, integers: bool = False) -> None:
+    """Write a case as a directory, in the form in which the worker gets a bundle and its plans.
+
+    ``integers``: with the scales that an engine in integers asks for.
+    """
     place.mkdir(parents=True, exist_ok=True)
     onnx.save_model(case.model, str(place / "step.onnx"))
     (place / "manifest.json").write_text(json.dumps(manifest_of(case.spec)))
-    shown = next(iter(case.inputs.values())) if case.golden is None else case.golden
-    golden: dict[str, Any] = {"free.input": shown}
-    np.savez(place / "golden.npz", **golden)
+    np.savez(place / "golden.npz", **(_scales(case) if integers else {}))
     np.savez(place / "inputs.npz", **case.inputs)
+
+
+def _scales(case: Case) -> dict[str, Any]:
+    _, scales = whole_numbers(case)
+    return {"loihi.scale": np.array(scales.cells), "loihi.input": np.array(scales.input)}
+
+
+def whole_numbers(case: Case) -> tuple[Integers, Scales]:
+    """The case in Loihi's integers, computed in NumPy."""
+    shown = next(iter(case.inputs.values())) if case.golden is None else case.golden
+    return in_integers(case.model, case.spec, shown.astype(np.float32))
 
 
 def run_lava(folder: Path, cases: list[Case], engine: str = "cpu", *, steps: bool = False) -> list[Result]:
     """Run every case on one of Lava's engines: cpu, cpu_fixed, sim (one case only), or a module of tests.support."""
     for number, case in enumerate(cases):
-        save_case(folder / f"{number:03}", case)
+        save_case(folder / f"{number:03}", case, integers=engine == "cpu_fixed")
     command = [lava_python(), "-m", "tests.support.lava_probe", str(folder), engine, *(["steps"] if steps else [])]
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

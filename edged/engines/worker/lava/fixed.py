@@ -1,9 +1,9 @@
 """A network in Loihi's integers: weights of 8 bits with one exponent a link, decays of 12 bits, potentials of 24.
 
 A population counts its current in steps of 1/scale, its potential in steps of 1/(64·scale): Lava shifts currents up by
-6 bits. The scale is as fine as the range of its current allows, which golden windows have shown; neurons with a hard
-reset and thresholds of their own get scales of their own, because Loihi has one threshold a population. Inputs are
-numbers of 8 bits up to the next power of two above the golden windows; what lies outside is cut off.
+6 bits. The scale comes with the bundle, as part of its golden data, so that the integers here are those that were
+proved; neurons with a hard reset and thresholds of their own get scales of their own, because Loihi has one threshold a
+population. Inputs are numbers of 8 bits; what lies outside is cut off.
 
 What is lost on the way: weights are rounded to even numbers where signs are mixed; u cannot be kept for ever, the least
 decay is 1/4096 a step; thresholds and biases are rounded; a sum with a negative exponent is rounded down by the shift.
@@ -19,16 +19,13 @@ import numpy as np
 
 from edged.engines.worker.lava.affine import refused
 from edged.engines.worker.lava.network import CUBA, HARD, SOFT, Gate, Link, Network, Population
-from edged.engines.worker.lava.neurons import Range
 
 UNITY = 4096  # decays are in 1/4096
 MEMBRANE = 64  # potentials are currents shifted up by 6 bits
-CURRENT_MAX = 1 << 14  # half of 16 bits with a sign: windows beyond the golden ones have room; also of one weight
-POTENTIAL_MAX = 1 << 16  # half of 24 bits with a sign, which the shift by 6 leaves 18 of
-BIAS_MAX, BIAS_EXPONENT = 4095, 7  # 13 bits, times at most 2^7
+BIAS_MAX = 4095  # 13 bits with a sign
 WEIGHT_MAX = 254  # even, with a sign
 COARSE = 128  # what a message carries for the coarse part of a constant current
-LEAST_EXPONENT = -8  # of a link's weights; the largest is 7
+LEAST_EXPONENT = -8  # of a link's weights
 INPUT_MAX = 255
 
 
@@ -42,39 +39,26 @@ class Fixed:
     inputs: dict[str, float]  # input → scale of its messages
 
 
-def quantise(network: Network, ranges: Mapping[str, Range], peaks: Mapping[str, float]) -> Fixed:
-    """The nearest network that Loihi runs. ``ranges``: of each population in the golden windows; ``peaks``: the largest
-    magnitude of each input. Raises Unsupported, naming the node."""
-    inputs = {name: INPUT_MAX / 2.0 ** np.ceil(np.log2(peak)) if peak > 0 else 1.0 for name, peak in peaks.items()}
-    scales = {p.name: _scale(p, ranges[p.name], _heaviest(network, p.name, inputs)) for p in network.populations}
-    links = tuple(_link(link, scales[link.target], inputs.get(link.source, 1.0)) for link in network.links)
+def quantise(network: Network, scales: Mapping[str, float], inputs: Mapping[str, float]) -> Fixed:
+    """The nearest network that Loihi runs. ``scales``: units of the current for each population; ``inputs``: units of a
+    message for each input. Raises Unsupported, naming the node."""
+    each = {p.name: _scale(p, scales[p.name]) for p in network.populations}
+    links = tuple(_link(link, each[link.target], inputs.get(link.source, 1.0)) for link in network.links)
     gates, exponents = {}, {}
     for population in network.populations:
         name = population.name
-        gates[name], exponents[name] = _gates(network.gates[name], scales[name])
+        gates[name], exponents[name] = _gates(network.gates[name], each[name])
     made = replace(network, links=links, gates=gates, gate_exponents=exponents)
-    lifs = {p.name: _lif(p, scales[p.name]) for p in network.populations}
-    return Fixed(made, lifs, {name: MEMBRANE * scale for name, scale in scales.items()}, inputs)
+    lifs = {p.name: _lif(p, each[p.name]) for p in network.populations}
+    return Fixed(made, lifs, {name: MEMBRANE * scale for name, scale in each.items()}, dict(inputs))
 
 
-def _heaviest(network: Network, name: str, inputs: Mapping[str, float]) -> float:
-    """The largest weight that leads into a population, or constant current: golden windows may not have used it."""
-    into = [link for link in network.links if link.target == name]
-    weights = [float(np.abs(link.weights.data).max(initial=0.0)) / inputs.get(link.source, 1.0) for link in into]
-    return max([*weights, *(float(np.abs(current).max()) for current in network.gates[name].values())])
-
-
-def _scale(population: Population, largest: Range, heaviest: float) -> Any:
-    """Steps of the current's unit, one number a neuron."""
+def _scale(population: Population, scale: float) -> Any:
+    """Units of the current, one number a neuron."""
     v_th = population.parameters["v_th"].astype(np.float64)
-    finest = min(
-        CURRENT_MAX / max(largest.current, heaviest, float(v_th.max())),
-        POTENTIAL_MAX / max(largest.potential, float(v_th.max())),
-    )
     if population.op in (*SOFT, "Threshold"):
-        finest = min(finest, BIAS_MAX * 2**BIAS_EXPONENT / MEMBRANE / float(v_th.max()))
-        return np.full(population.size, finest)
-    threshold = np.floor(finest * v_th.min())
+        return np.full(population.size, scale)
+    threshold = np.floor(scale * v_th.min())
     if threshold < 1:
         raise refused(population.node, "its thresholds lie too far below its currents for 16 bits")
     return threshold / v_th
@@ -108,7 +92,7 @@ def _exponent(values: Any) -> int:
     peak = float(np.abs(values).max(initial=0.0))
     if peak == 0:
         return 0
-    return max(int(np.ceil(np.log2(peak / WEIGHT_MAX))), LEAST_EXPONENT)  # at most 7: ``CURRENT_MAX`` bounds the peak
+    return max(int(np.ceil(np.log2(peak / WEIGHT_MAX))), LEAST_EXPONENT)
 
 
 def _integers_of(values: Any, exponent: int) -> Any:

@@ -11,11 +11,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from edged.bundle.graph.readout import scores
 from edged.bundle.graph.spec import GraphSpec
 from edged.engines.worker.lava import neurons
 from edged.engines.worker.lava.fixed import INPUT_MAX, MEMBRANE, Fixed
 from edged.engines.worker.lava.network import Network, in_scale
-from edged.engines.worker.lava.tail import over_time, scores, step_outputs, window_outputs
+from edged.engines.worker.lava.tail import step_outputs, window_outputs
 from edged.engines.worker.lava.wiring import Wired
 
 
@@ -56,7 +57,6 @@ class LavaModel:
         self._wired = wired
         self._runner = runner
         self._fixed = fixed
-        self._values: dict[str, Any] = {}
         self.spikes: dict[str, Any] = {}
 
     def window(self, inputs: Mapping[str, Any]) -> Any:
@@ -75,16 +75,7 @@ class LavaModel:
             start = self._network.depths[name]
             values[name] = spikes[start : start + steps]
             self.spikes[name] = values[name].sum(axis=0)
-        self._values = values
         return scores(window_outputs(self._network, values, steps), self._spec.readout)
-
-    def ranges(self) -> dict[str, neurons.Range]:
-        """The range of each population in the last window."""
-        steps, found = self._spec.timesteps, {}
-        for population in self._network.populations:
-            current = over_time(self._network.currents[population.name], self._values, steps)
-            found[population.name] = neurons.largest(population, current, self._values[population.name])
-        return found
 
     def close(self) -> None:
         """End Lava with all that it started."""

@@ -82,37 +82,6 @@ def after(population: Population, u: Any, v: Any, spikes: Any) -> dict[str, Any]
     return found
 
 
-class Range(NamedTuple):
-    """Largest magnitudes: of what reaches a population in a step, and of its potential."""
-
-    current: float
-    potential: float
-
-    def widened(self, other: Range) -> Range:
-        """The larger of both."""
-        return Range(max(self.current, other.current), max(self.potential, other.potential))
-
-
-def largest(population: Population, currents: Any, spikes: Any) -> Range:
-    """The range in a window, from the graph's currents and who spiked (steps, size)."""
-    given = {name: value.astype(np.float64) for name, value in population.parameters.items()}
-    decay, bias = given.get("decay", 1.0), given.get("bias", 0.0)
-    cuba = population.op in CUBA
-    gain = given["c_gain"] * given["gain"] if cuba else 1.0
-    peak, u, v = Range(0.0, 0.0), np.zeros(population.size), np.zeros(population.size)
-    for current, fired in zip(currents, spikes):  # noqa: B905  # Python 3.8
-        u = u * given["c_decay"] + current * gain if cuba else current * 1.0
-        v = (v * decay if population.op != "Threshold" else 0.0) + u + bias
-        here = Range(float(np.abs(current * gain).max()), max(float(np.abs(v).max()), float(np.abs(u).max())))
-        peak = peak.widened(here)
-        if population.op in SOFT:
-            v = v - fired * given["v_sub"]
-        elif "v_reset" in given:
-            v = np.where(fired, given["v_reset"], v)
-    resets = [float(np.abs(given[name]).max()) for name in ("v_sub", "v_reset") if name in given]
-    return Range(max([peak.current, *resets]), peak.potential)
-
-
 def _one(value: Any) -> Any:
     """One number where all are equal: what Lava asks for, and what hardware has."""
     return float(value[0]) if (value == value[0]).all() else value

@@ -40,3 +40,9 @@ def parse_spec(manifest: dict[str, Any]) -> GraphSpec:
     readout = ReadoutSpec(manifest["readout"]["kind"], window["start"], window["stop"])
     output = manifest["output"]
     return GraphSpec(inputs, states, output["name"], output["classes"], manifest["timesteps"], readout)
+
+
+def golden_name(bundle_dir: Path) -> str:
+    """The file of a bundle with its golden data. Raises OSError, ValueError, KeyError."""
+    manifest = json.loads((bundle_dir / MANIFEST).read_text(encoding="utf-8"))
+    return str(manifest["variants"][0]["golden"])

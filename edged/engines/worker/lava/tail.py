@@ -1,4 +1,4 @@
-"""What the worker computes itself: the linear readout behind the last spikes, leaky integrators, a window's scores.
+"""What the worker computes itself: the linear readout behind the last spikes and leaky integrators.
 
 Sums are made in float64 and rounded to float32 once, states and outputs are float32 as in the graph. No Lava in here.
 """
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from edged.bundle.graph.spec import ReadoutSpec
 from edged.engines.worker.lava.affine import GATE, Affine
 from edged.engines.worker.lava.network import Integrator, Network
 
@@ -75,17 +74,3 @@ def integrate(cell: Integrator, current: Any, states: Mapping[str, Any]) -> dict
         current = synapse * given["gain"]
     found[cell.states["v"]] = states[cell.states["v"]] * given["decay"] + (current + given["bias"])
     return found
-
-
-def scores(outputs: Any, readout: ReadoutSpec) -> Any:
-    """(steps, classes) → (classes,), as the manifest's readout says."""
-    chosen = outputs[readout.start : readout.stop]
-    if readout.kind == "first_spike":
-        fired = chosen > 0
-        first = np.where(fired.any(axis=0), fired.argmax(axis=0), len(chosen))
-        return (len(chosen) - first).astype(np.float32)
-    if readout.kind == "last":
-        return chosen[-1]
-    if readout.kind == "max":
-        return chosen.max(axis=0)
-    return chosen.sum(axis=0) if readout.kind == "sum" else chosen.mean(axis=0)
