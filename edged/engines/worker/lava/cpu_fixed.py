@@ -51,5 +51,5 @@ def fit(network: Network, spec: GraphSpec, bundle: Path) -> Fixed:
                 "an engine in integers needs golden data in integers, and this bundle has none; convert it again with "
                 "this release, or name another engine"
             )
-        scales = {p.name: float(scale) for p, scale in zip(network.populations, golden[SCALE])}  # noqa: B905  # 3.8
+        scales = {p.name: float(scale) for p, scale in zip(network.populations, golden[SCALE])}  # noqa: B905  # Python 3.8
         return quantise(network, scales, {entry.name: float(golden[INPUT]) for entry in spec.inputs})
