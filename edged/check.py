@@ -19,9 +19,11 @@ from edged.bundle.loaded import open_bundle
 from edged.bundle.plans import ensure_plans
 from edged.bundle.selftest import prove
 from edged.bundle.store.store import current_path
+from edged.devices.boards import BoardProbe
 from edged.engines.engine import open_engine
 from edged.engines.life import Job
 from edged.errors import EdgedError
+from edged.hardware_config import Board
 from edged.lane import worker_spec
 
 
@@ -58,6 +60,15 @@ class Who:
         return stat.S_IMODE(found.st_mode) >> shift & mode == mode
 
 
+async def _board(board: Board) -> str:
+    """Why a board on Ethernet cannot be used, or nothing."""
+    probe = BoardProbe([board])
+    try:
+        return (await probe.ask(board)).problem
+    finally:
+        probe.close()
+
+
 def me() -> Who:
     """Whoever runs this process."""
     return Who(os.geteuid(), frozenset({os.getegid(), *os.getgroups()}))
@@ -66,6 +77,7 @@ def me() -> Who:
 def check(config: settings.Config) -> Iterator[Finding]:
     """Look at directories, sources, and each pipeline's model on each of its engines, the self-test included."""
     yield from places(config, me())
+    yield from (Finding(f"board {one.name} at {one.address}", asyncio.run(_board(one))) for one in config.board)
     for pipeline in config.pipeline:
         yield from (model(pipeline, engine, config) for engine in pipeline.engines)
     if config.models.allow_unsigned:

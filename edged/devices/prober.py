@@ -16,12 +16,20 @@ from pathlib import Path
 
 import msgspec
 
-from edged import config
 from edged.devices.reach import reach
+from edged.errors import ConfigError
 from edged.hardware_config import Board
+from edged.settings import InvalidSettings, Problem, parse, read_toml
 
 CONNECTION = 3  # SD_LISTEN_FDS_START: the first descriptor that systemd hands over
 PACKET = 4096
+EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: systemd shows it by name
+
+
+class Boards(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of the configuration that this process reads."""
+
+    board: tuple[Board, ...] = ()
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,11 +55,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     which.add_argument("--boards", help="the boards of it, as JSON")
     parser.add_argument("--fd", type=int, default=CONNECTION, help="the connection")
     options = parser.parse_args(arguments)
-    boards = config.load(options.config).board if options.config else of_json(options.boards)
+    try:
+        boards = load(options.config) if options.config else of_json(options.boards)
+    except ConfigError as error:
+        print(f"edged-boards: {error.message}", file=sys.stderr)
+        return EXIT_CONFIG
     with socket.socket(fileno=options.fd) as connection:
         connection.setblocking(False)
         asyncio.run(serve(connection, boards))
     return 0
+
+
+def load(path: Path) -> tuple[Board, ...]:
+    """The boards of a configuration; of the rest, this process may not even see what it names. Raises ConfigError."""
+    problems: list[Problem] = []
+    found = parse(Boards, {key: value for key, value in read_toml(path).items() if key == "board"}, problems)
+    if found is None:
+        raise InvalidSettings(str(path), problems)
+    return found.board
 
 
 def as_json(boards: Sequence[Board]) -> str:

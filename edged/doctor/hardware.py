@@ -59,13 +59,13 @@ def look(config: Config, report: Report) -> tuple[tuple[DeviceFacts, ...], str, 
     if report.status is not None and not report.silence:
         absent = {one.name: one.reason for one in report.status.engines if one.placement == "absent"}
         return report.status.devices, report.status.discovery, {name: absent[name] for name in needed if name in absent}
-    watch = asyncio.run(_survey())
+    watch = asyncio.run(_survey(config))
     missing = {name: watch.missing(wanted) for name, wanted in needed.items()}
     return watch.facts(), watch.discovery, {name: reason for name, reason in missing.items() if reason}
 
 
-async def _survey() -> Watch:
-    watch = Watch()
+async def _survey(config: Config) -> Watch:
+    watch = Watch(boards=config.board)
     task = asyncio.create_task(watch.run(), name="devices")
     try:
         async with asyncio.timeout(SURVEY_S):

@@ -262,8 +262,31 @@ def test_where_systemd_listens_it_starts_the_process_that_asks(tmp_path: Path) -
         assert probe._process is None and len(pids) == 1
         probe.close()
 
-    with TcpBoard() as there, as_systemd_listens(place, config_of(tmp_path, there.port)) as pids:
-        asyncio.run(main(board(there.port), pids))
+    with TcpBoard() as there:
+        config = config_of(tmp_path, there.port)
+        config.write_text(config.read_text().replace(str(BUNDLE), "/nowhere/that/it/may/see"))
+        with as_systemd_listens(place, config) as pids:
+            asyncio.run(main(board(there.port), pids))
+
+
+def test_the_process_says_what_is_wrong_with_a_board(tmp_path: Path) -> None:
+    config = tmp_path / "edged.toml"
+    config.write_text('[[board]]\nname = "rack"\naddress = "rack.local"\nport = 22\n')
+    command = [sys.executable, "-m", "edged.devices.prober", "--config", str(config)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 78
+    assert "board[0].address = 'rack.local': must be an IP address" in done.stderr
+
+
+def test_check_names_a_board_that_does_not_answer(tmp_path: Path) -> None:
+    with TcpBoard() as there:
+        command = [sys.executable, "-m", "edged", "check", "--config", str(config_of(tmp_path, there.port))]
+        well = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        there.down()
+        away = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "ok      board rack at 127.0.0.1\n" in well.stdout, well
+    assert f"PROBLEM board rack at 127.0.0.1\n        127.0.0.1 port {there.port}: Connection refused\n" in away.stdout
+    assert (well.returncode, away.returncode) == (0, 1)
 
 
 def test_a_daemon_whose_engine_needs_a_board_waits_for_it_and_says_so(tmp_path: Path) -> None:
