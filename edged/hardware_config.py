@@ -40,8 +40,8 @@ class Pressure(msgspec.Struct, frozen=True, kw_only=True):
     temperature_ignore: tuple[str, ...] = ("PMIC*",)  # zones by type; Jetson's PMIC-Die says 100 at all times
     memory_used_tight_percent: Percent = 85.0
     memory_used_critical_percent: Percent = 95.0
-    memory_stall_tight_percent: Percent = 10.0  # of the time, somebody waited for memory
-    memory_stall_critical_percent: Percent = 40.0
+    memory_stall_tight_percent: Percent = 20.0  # of the time, somebody waited for memory; a load takes less
+    memory_stall_critical_percent: Percent = 50.0
     cpu_stall_tight_percent: Percent = 0.0
     cpu_stall_critical_percent: Percent = 0.0
     io_stall_tight_percent: Percent = 0.0

@@ -171,7 +171,7 @@ class WorkerLife:
 
     def _wear(self, held: int) -> str:
         """Why a new worker is better than this one, though it works; empty: it is not."""
-        if self._held_first is None and self.calls:
+        if self._held_first is None and self.calls and held:
             self._held_first = held
         limit = self.spec.memory_limit_bytes
         if self._held_first is not None and held - self._held_first > (limit - self._held_first) * GROWN:

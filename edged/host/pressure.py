@@ -26,7 +26,8 @@ MOST_C = 200  # a sensor that says more is broken
 CEILINGS = ("critical", "hot")
 # Bits of the firmware that say how it is now; the upper half is the past.
 PI_FLAGS = {0: "under-voltage", 1: "the clock is capped", 2: "throttled", 3: "its soft temperature limit is reached"}
-PI_FILE = "sys/devices/platform/soc/soc:firmware/get_throttled"
+# soc/soc:firmware; where the node of the SoC is named with its address, both parts are
+PI_FILES, PI_ALARM = "soc*/*firmware/get_throttled", ("rpi_volt", "in0_lcrit_alarm")
 # oc3 counts peaks of microseconds, which are usual under load; the others are a weak supply.
 JETSON_EVENTS = {"oc1": "under-voltage", "oc2": "over-current"}
 STALLS = {"memory": Kind.MEMORY_STALL, "cpu": Kind.CPU_STALL, "io": Kind.IO_STALL}
@@ -60,6 +61,8 @@ class _Sensors:
     chips: tuple[tuple[str, tuple[Path, ...]], ...]  # name, temperatures
     events: tuple[tuple[str, Path], ...]  # what they count, and the counter
     clocks: tuple[tuple[Path, Path], ...]  # what may be used, and what there is
+    flags: tuple[Path, ...]  # of a Raspberry Pi's firmware
+    alarms: tuple[Path, ...]  # 1 while its voltage is too low
 
     @classmethod
     def found(cls, root: Path, ignore: Sequence[str]) -> _Sensors:
@@ -79,6 +82,8 @@ class _Sensors:
                 for event, flag in JETSON_EVENTS.items()
             ),
             tuple((one / "scaling_max_freq", one / "cpuinfo_max_freq") for one in cores),
+            tuple((root / "sys/devices/platform").glob(PI_FILES)),
+            tuple(chip / PI_ALARM[1] for name, chip in hwmon if name == PI_ALARM[0]),
         )
 
 
@@ -171,9 +176,11 @@ class PressureReader:
     # What the hardware does by itself
 
     def _throttled(self) -> Iterator[str]:
-        bits = _text(self._root / PI_FILE).strip()
-        if re.fullmatch(r"(0x)?[0-9a-fA-F]+", bits):
-            yield from (flag for bit, flag in PI_FLAGS.items() if int(bits, 16) >> bit & 1)
+        found = [_text(path).strip() for path in self._sensors.flags]
+        bits = next((int(text, 16) for text in found if re.fullmatch(r"(0x)?[0-9a-fA-F]{1,8}", text)), 0)
+        if not bits and any(_number(path) == 1 for path in self._sensors.alarms):
+            bits = 1
+        yield from (flag for bit, flag in PI_FLAGS.items() if bits >> bit & 1)
         yield from (flag for flag, path in self._sensors.events if self._rose(path))
 
     def _rose(self, path: Path) -> bool:

@@ -83,6 +83,17 @@ def test_a_raspberry_pi_says_what_it_is_throttled_by_and_its_past_does_not_count
     assert of(PressureReader(tree.root).read(), Kind.THROTTLED) == {}
 
 
+def test_a_newer_raspberry_pi_keeps_its_flags_elsewhere_and_a_plain_kernel_has_only_the_alarm(tmp_path: Path) -> None:
+    newer, plain = Tree(tmp_path / "newer"), Tree(tmp_path / "plain")
+    newer.write("sys/devices/platform/soc@107c000000/soc@107c000000:firmware/get_throttled", "8\n")
+    plain.write("sys/class/hwmon/hwmon1/name", "rpi_volt")
+    plain.write("sys/class/hwmon/hwmon1/in0_lcrit_alarm", "1")
+    assert of(PressureReader(newer.root).read(), Kind.THROTTLED) == {"its soft temperature limit is reached": 1.0}
+    assert of(PressureReader(plain.root).read(), Kind.THROTTLED) == {"under-voltage": 1.0}
+    plain.write("sys/class/hwmon/hwmon1/in0_lcrit_alarm", "0")
+    assert of(PressureReader(plain.root).read(), Kind.THROTTLED) == {}
+
+
 def test_a_jetson_says_its_power_mode_and_when_its_supply_is_weak(tree: Tree) -> None:
     tree.write("var/lib/nvpmodel/status", "pmode:0002")
     tree.write(
