@@ -29,13 +29,14 @@ def open_capture(path: Path, wanted: Wanted) -> V4l2Capture:
         camera = v4l2.Device(path)
         camera.open()
     except OSError as error:
-        raise _busy(error) from None
+        raise _explained(error) from None
+    stream = v4l2.VideoCapture(camera, size=BUFFERS, buffer_type=v4l2.MemoryMap)
     try:
-        return _start(v4l2, camera, wanted)
+        picture, rate = _start(v4l2, camera, stream, wanted)
     except BaseException:
-        with contextlib.suppress(OSError):
-            camera.close()
+        _let_go(camera, stream)
         raise
+    return V4l2Capture(v4l2, camera, stream, picture, rate)
 
 
 def _linuxpy() -> Any:
@@ -48,26 +49,38 @@ def _linuxpy() -> Any:
     return device
 
 
-def _start(v4l2: Any, camera: Any, wanted: Wanted) -> V4l2Capture:
+def _start(v4l2: Any, camera: Any, stream: Any, wanted: Wanted) -> tuple[Picture, float]:
     try:
         if v4l2.Capability.VIDEO_CAPTURE not in camera.info.device_capabilities:
             raise Unfit("captures no video; a camera has a node for that, and perhaps others beside it")
         picture = _set_format(v4l2, camera, wanted)
         rate = _set_rate(v4l2, camera, wanted.rate)
-        stream = v4l2.VideoCapture(camera, size=BUFFERS, buffer_type=v4l2.MemoryMap)
         stream.open()
     except OSError as error:
-        raise _busy(error) from None
-    except v4l2.V4L2Error as error:
-        raise Unfit(str(error)) from None
-    return V4l2Capture(v4l2, camera, stream, picture, rate)
+        raise _explained(error) from None
+    return picture, rate
 
 
-def _busy(error: OSError) -> OSError:
+def _let_go(camera: Any, stream: Any) -> None:
+    """Close all that is open. A mapped buffer holds the camera too, and one that is gone cannot be stopped before."""
+    if stream.buffer is not None:
+        with contextlib.suppress(OSError):
+            stream.stream_off()
+        for memory in stream.buffer.buffers or ():
+            memory.close()
+    with contextlib.suppress(OSError):
+        camera.close()
+
+
+def _explained(error: OSError) -> OSError:
     if error.errno == errno.EBUSY:
         return OSError(error.errno, "another program has the camera")
-    if error.errno in (errno.ENOTTY, errno.EINVAL):
-        return Unfit("this is no camera, or one that knows no V4L2")
+    if error.errno == errno.EACCES:
+        return OSError(
+            error.errno, "permission denied: whoever runs edged must be in the group video (docs/devices.md)"
+        )
+    if error.errno == errno.ENOTTY:
+        return Unfit("this is no camera of V4L2")
     return error
 
 
@@ -151,7 +164,4 @@ class V4l2Capture:
 
     def close(self) -> None:
         """As the protocol says."""
-        with contextlib.suppress(OSError):  # a camera that is gone cannot be stopped
-            self._stream.close()
-        with contextlib.suppress(OSError):
-            self._camera.close()
+        _let_go(self._camera, self._stream)
