@@ -199,6 +199,12 @@ setup_programs() { # SET
 
 has_browser() { have chromium || have chromium-browser || have google-chrome || have google-chrome-stable; }
 
+setup_machines() { # what builds and runs the tests' virtual machines
+  want_programs qemu-system-x86:qemu-system-x86_64 qemu-utils:qemu-img mmdebstrap:mmdebstrap e2fsprogs:mke2fs
+  [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || { can_install && apt_install debian-archive-keyring; } ||
+    say "going on without debian-archive-keyring"
+}
+
 want_browser() {
   if grep -qx 'ID=debian' /etc/os-release; then
     want_programs chromium:chromium

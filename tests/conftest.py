@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -21,6 +22,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("edged")
     group.addoption("--slow", action="store_true", help="run the tests marked slow too (CI always does)")
     group.addoption("--soak", action="store_true", help="run what torments for ten minutes, not for one")
+    group.addoption("--vm", action="store_true", help="run the tests in virtual machines too (CI always does)")
+    group.addoption("--package", type=Path, help="edged's Debian package for those, instead of one that is built first")
     group.addoption("--bench", action="store_true", help="run the benchmarks: they print tables and never decide")
 
 
@@ -28,6 +31,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     leave_out = []
     if not (config.getoption("--slow") or in_ci()):
         leave_out.append("slow")
+    if not (config.getoption("--vm") or in_ci()):
+        leave_out.append("vm")
     if not config.getoption("--bench"):
         leave_out.append("bench")
     if config.option.markexpr or any("::" in argument for argument in config.args):

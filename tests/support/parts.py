@@ -87,6 +87,8 @@ PARTS: dict[str, Part] = {
     "network namespaces": Part(lambda: own_network() is not None, "unshare -n is not allowed here"),
     "x86-64 Linux": Part(_is_x86_linux, "needs Linux on x86-64"),
     "/dev/shm": Part(lambda: Path("/dev/shm").is_dir(), "no /dev/shm"),
+    "qemu": _programs("qemu-system-x86_64", "qemu-img"),
+    "tools of a Debian image": _programs("mmdebstrap", "mke2fs", "dpkg-deb", "chroot"),
 }
 
 
