@@ -61,7 +61,7 @@ known_engines() { # of this release
   if [ -n "$FROM" ]; then
     value "$FROM/deploy.conf" ENGINES
   else
-    sed -n 's/^EngineName = Literal\[\(.*\)\]$/\1/p' "$ROOT/edged/config.py" | tr -d '",'
+    sed -n '/^EngineName = Literal\[/,/\]/p' "$ROOT/edged/config.py" | grep -o '"[^"]*"' | tr -d '"' | paste -s -d ' '
   fi
 }
 
@@ -382,10 +382,8 @@ download() { # FOLDER DEB ...: everything that they need, beyond what every inst
     $names libusb-1.0-0 libudev1 | sed -n 's/^Inst \([^ ]*\) .*/\1/p')
   rm "$folder/status"
   # shellcheck disable=SC2086
-  names=$(for name in $names; do
-    apt-cache show "$name" | sed -n '/^Essential: yes/q 3' || continue
-    printf '%s\n' "$name"
-  done)
+  names=$(apt-cache show $names | awk '/^Package:/ { p = $2; seen[p] } /^Essential: yes/ { base[p] }
+    END { for (p in seen) if (!(p in base)) print p }')
   # shellcheck disable=SC2086
   (cd "$folder" && apt-get download -qq $names) || die "what edged depends on could not be downloaded" "is there a network?"
 }
