@@ -305,14 +305,19 @@ class Lane:
                 return self._make_serial(source)
             case settings.CameraSource():
                 wanted = Wanted(source.format, source.width, source.height, source.rate)
-                tell = functools.partial(self._tell_source, source.name)
+                tell = functools.partial(self._tell_device, source.name, source.device)
                 return CameraSource(source.name, source.device, wanted, open_capture, tell)
 
     def _make_serial(self, source: settings.SerialWindowsSource) -> SerialWindowsSource:
         windows = Windows(source.sample, source.channels, source.window, source.hop or source.window, source.scale)
         framing = FRAMINGS[source.framing](windows.scan_bytes)
-        tell = functools.partial(self._tell_source, source.name)
+        tell = functools.partial(self._tell_device, source.name, source.path)
         return SerialWindowsSource(source.name, source.path, source.baud, framing, windows, tell)
+
+    def _tell_device(self, name: str, path: Path, reason: str, note: str, losses: Mapping[str, int]) -> None:
+        """A source of a device says how it is: it has the device as long as there is nothing wrong."""
+        self.shared.presence.reads(name, "" if reason else str(path.resolve()))
+        self._tell_source(name, reason, note, losses)
 
     def _tell_source(self, name: str, reason: str, note: str, losses: Mapping[str, int]) -> None:
         """A source says why it brings nothing (or nothing), and what it has lost, in words and as counts."""

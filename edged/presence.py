@@ -1,7 +1,8 @@
-"""Joins devices and engines: an engine whose device is gone is missing, and found again with it.
+"""Joins devices and who uses them: an engine whose device is gone is missing, and found again with it.
 
 An engine names its device in ``[engines.X] device``. Every placed engine is attended to from before it runs until its
-task ends. Decides nothing: ``edged.placement`` does, and ``edged.devices`` says whether a device can be used.
+task ends. A source finds out by itself whether its device is there, and only says that it has it. Decides nothing:
+``edged.placement`` does, and ``edged.devices`` says whether a device can be used.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from edged.hardware_config import Board
 
 
 class Presence:
-    """Knows which engines need which device. ``watch`` is to be run as a task."""
+    """Knows which engines need which device, and which sources have one. ``watch`` is to be run as a task."""
 
     def __init__(self, boards: Sequence[Board] = (), place: Path | None = None) -> None:
         self.watch = Watch(self.tell, boards=boards, place=place)
         self._attended: dict[PlacedEngine, dict[str, str]] = {}
+        self._read: dict[str, str] = {}  # nodes, by the source that has them
 
     def attend(self, engine: PlacedEngine) -> None:
         """Tell it from now on of the devices that its engines need."""
@@ -39,9 +41,15 @@ class Presence:
             self._tell(engine)
         self.assign()
 
+    def reads(self, source: str, node: str) -> None:
+        """A source has this node from now on; none, if it is empty."""
+        if self._read.get(source, "") != node:
+            self._read[source] = node
+            self.assign()
+
     def assign(self) -> None:
         """Note who has which device now."""
-        users: dict[str, str] = {}
+        users = {node: f"source {source}" for source, node in self._read.items() if node}
         for engine, needed in self._attended.items():
             users |= {needed[name]: f"engine {name}" for name in engine.working() if name in needed}
         self.watch.assign(users)
