@@ -21,7 +21,8 @@ from edged.settings import NAME, InvalidSettings, Name, Problem, parse, read_tom
 
 EngineName = Literal["onnxruntime", "lava", "lava-fixed", "lava-sim", "lava-loihi2"]
 ENGINES: tuple[str, ...] = get_args(EngineName)
-CameraFormat = Literal["auto", "RGB3", "BGR3", "YUYV", "UYVY", "NV12", "YU12", "MJPEG", "GREY", "Y16"]
+CameraFormat = Literal["auto", "RGB3", "BGR3", "YUYV", "YVYU", "UYVY", "VYUY", "NV12", "NV21", "YU12", "YV12", "MJPEG",
+                       "GREY", "Y16"]  # fmt: skip
 SampleType = Literal["s16le", "s16be", "s32le", "s32be", "f32le"]
 # Speeds that every serial driver of Linux knows by name (termios(3)).
 BAUDS = (1200, 2400, 4800, 9600, 19200, 38400, 57600, 115200, 230400, 460800, 500000, 576000, 921600, 1000000, 1152000,

@@ -15,12 +15,7 @@ from edged.sources.pixels import BT601, BT709, BT2020, Ycbcr
 AUTO = "auto"
 # The V4L2 codes behind each name of the configuration, the cheapest to convert first (tests/bench measures it).
 CODES = {
-    "RGB3": ("RGB3",),
-    "BGR3": ("BGR3",),
-    "YUYV": ("YUYV",),
-    "UYVY": ("UYVY",),
-    "NV12": ("NV12",),
-    "YU12": ("YU12",),
+    **{code: (code,) for code in ("RGB3", "BGR3", "YUYV", "YVYU", "UYVY", "VYUY", "NV12", "NV21", "YU12", "YV12")},
     "MJPEG": ("MJPG", "JPEG"),
     "GREY": ("GREY",),
     "Y16": ("Y16 ",),
