@@ -102,7 +102,7 @@ class WorkerLife:
         return self._client.stage if self._client else ""
 
     async def start(self, job: Job, on_event: Callable[[Event], object]) -> None:
-        """Spawn, greet, load. Raises EngineError, EngineLost; ``end`` must follow either way."""
+        """Spawn, greet (unless that is done), load. Raises EngineError, EngineLost; ``end`` must follow either way."""
         began = time.monotonic()
         try:
             async with asyncio.timeout(self.spec.load_deadline_s):
@@ -131,9 +131,11 @@ class WorkerLife:
             raise EngineLost(f"the worker said nothing within {self.spec.load_deadline_s:g} s") from None
 
     async def _meet(self, on_event: Callable[[Event], object]) -> Hello:
-        self._spawn()
+        if self._client is None:
+            self._spawn()
         on_event(Event.SPAWNED)
-        self.hello = await self.client.greet(self.spec.engine)
+        if self.hello is None:
+            self.hello = await self.client.greet(self.spec.engine)
         on_event(Event.GREETED)
         return self.hello
 
@@ -149,7 +151,8 @@ class WorkerLife:
             if self.worn:
                 return ""
             self.client.ping()
-            await asyncio.wait([self.client.lost, self._unwanted], timeout=WATCH_S)
+            first = asyncio.FIRST_COMPLETED
+            await asyncio.wait([self.client.lost, self._unwanted], timeout=WATCH_S, return_when=first)
         return self.client.lost.result()
 
     def held(self, name: str) -> Held | None:

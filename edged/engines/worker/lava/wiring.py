@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from lava.proc.conv.process import Conv  # type: ignore[import-not-found]  # lives in the worker's environment only
-from lava.proc.dense.process import Dense  # type: ignore[import-not-found]  # as above
+from lava.proc.dense.process import Dense  # type: ignore[import-not-found]  # lives in the worker's environment only
 from lava.proc.lif.process import LIF  # type: ignore[import-not-found]  # as above
 from lava.proc.sparse.process import DelaySparse, Sparse  # type: ignore[import-not-found]  # as above
 from scipy import sparse  # type: ignore[import-untyped]  # ships no types
@@ -156,6 +155,8 @@ def _link(link: Link, placed: dict[str, Placed], style: Style) -> Synapse:
 
 
 def _conv(kernel: Kernel, bits: int) -> Any:
+    from lava.proc.conv.process import Conv  # type: ignore[import-not-found]  # half a second, for Lava's runtime only
+
     weight = kernel.weight.astype(np.float64).transpose(0, 3, 2, 1)[:, ::-1, ::-1, :]
     return Conv(
         weight=np.ascontiguousarray(weight), input_shape=kernel.input_shape[::-1], padding=kernel.pads[::-1],
