@@ -135,6 +135,7 @@ class _Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     """Answers on one socket that systemd listens on."""
 
     daemon_threads = True
+    address_family = socket.AF_UNIX  # of the socket that the base class makes and we close: the unit forbids others
 
     def __init__(self, listening: socket.socket, facts: Facts) -> None:
         super().__init__(("", 0), _Handler, bind_and_activate=False)

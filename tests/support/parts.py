@@ -22,6 +22,7 @@ import pytest
 from tests.support.cgroup import can_limit_memory
 
 # the environment's own tools first; daemons live outside a user's PATH
+SYSTEM_PYTHON = "/usr/bin/python3"  # the distribution's, for which it has modules that no index has
 SEARCH_PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 
@@ -66,6 +67,11 @@ def _can_unshare_mounts() -> bool:
     return bool(program("unshare")) and subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
+def _can_serve_rtsp() -> bool:
+    command = [SYSTEM_PYTHON, "-c", "import gi; gi.require_version('GstRtspServer', '1.0')"]
+    return Path(SYSTEM_PYTHON).exists() and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 def _is_x86_linux() -> bool:
     return platform.system() == "Linux" and platform.machine() == "x86_64"
 
@@ -75,20 +81,24 @@ PARTS: dict[str, Part] = {
     "mosquitto-clients": _programs("mosquitto_sub", "mosquitto_pub"),
     "jq": _programs("jq"),
     "openssl": _programs("openssl"),
+    "lintian": _programs("lintian"),
     "git": _programs("git"),
     "chromium": _programs("chromium"),
     "shellcheck": _programs("shellcheck"),
     "systemd-analyze": _programs("systemd-analyze"),
     "udev tools": _programs("udevadm", "systemd-hwdb"),
     "umockdev": _programs("umockdev-run", "umockdev-wrapper"),
+    "qemu": _programs("qemu-system-x86_64", "qemu-img"),
+    "tools of a Debian image": _programs("mmdebstrap", "mke2fs", "dpkg-deb", "chroot"),
     "mount namespaces": Part(_can_unshare_mounts, "unshare --mount is not allowed here"),
     "root": Part(lambda: os.geteuid() == 0, "needs root"),
     "ptrace": Part(_can_trace, "strace is missing or may not trace here"),
+    "RTSP server": Part(_can_serve_rtsp, "no python3-gi with gir1.2-gst-rtsp-server-1.0 on this machine"),
     "network namespaces": Part(lambda: own_network() is not None, "unshare -n is not allowed here"),
     "x86-64 Linux": Part(_is_x86_linux, "needs Linux on x86-64"),
+    "memory cgroups": Part(can_limit_memory, "no cgroup with a limit of memory can be made here; needs root"),
+    "pressure stall information": Part(Path("/proc/pressure/memory").exists, "the kernel has no PSI"),
     "/dev/shm": Part(lambda: Path("/dev/shm").is_dir(), "no /dev/shm"),
-    "qemu": _programs("qemu-system-x86_64", "qemu-img"),
-    "tools of a Debian image": _programs("mmdebstrap", "mke2fs", "dpkg-deb", "chroot"),
 }
 
 
@@ -97,8 +107,6 @@ def require(*names: str) -> None:
     for name in names:
         part = PARTS[name]
         if not part.present():
-    "memory cgroups": Part(can_limit_memory, "no cgroup with a limit of memory can be made here; needs root"),
-    "pressure stall information": Part(Path("/proc/pressure/memory").exists, "the kernel has no PSI"),
             missing(name, part.hint)
 
 
