@@ -12,7 +12,7 @@ import contextlib
 import logging
 import statistics
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -69,7 +69,7 @@ class Recipe:
     max_batch: int
     cache_dir: Path
     fastest: bool = False  # of several engines: the one measured fastest, not the one named first
-    standby: bool = False  # of several engines: keep the next best ready
+    standby: bool = False  # keep the next best engine ready, and a worker without a model beside the one that serves
     patient: bool = True
     crashes: int | None = None
     is_proved: Callable[[WorkerEngine], bool] = lambda _: False  # then a short self-test is enough
@@ -98,13 +98,23 @@ async def _on_the_one(job: Job, bundle: Bundle, recipe: Recipe) -> Ready:
         if not recipe.patient:
             await _stands(engine, recipe)
         await _prove(bundle, engine, recipe)
+    if recipe.standby:
+        engine.keep_spare()
     return ready
 
 
 async def _on_one_of_several(job: Job, bundle: Bundle, recipe: Recipe) -> Ready:
     names = [spec.engine for spec in recipe.specs]
     placement = Placement(names, fastest=recipe.fastest, standby=recipe.standby)
-    engine = PlacedEngine(recipe.specs, job, partial(_examine, bundle, recipe), placement)
+    proved: set[tuple[str, str, str]] = set()
+    once = replace(recipe, is_proved=lambda one: _what(one) in proved or recipe.is_proved(one))
+
+    async def examine(one: WorkerEngine) -> float | None:
+        latency_us = await _examine(bundle, once, one)
+        proved.add(_what(one))
+        return latency_us
+
+    engine = PlacedEngine(recipe.specs, job, examine, placement)
     if recipe.presence is not None:
         recipe.presence.attend(engine)
     async with _ended_on_failure(bundle, engine, recipe) as ready:
@@ -115,6 +125,12 @@ async def _on_one_of_several(job: Job, bundle: Bundle, recipe: Recipe) -> Ready:
                 raise ModelFailed(f"{engine.crashes} workers crashed over it: {error}") from None
             raise
     return ready
+
+
+def _what(engine: WorkerEngine) -> tuple[str, str, str]:
+    """What proves a model: another release of an engine, or another plan, has to prove it anew."""
+    facts = engine.facts()
+    return facts.name, facts.version, facts.plan
 
 
 @contextlib.asynccontextmanager

@@ -16,6 +16,7 @@ from typing import TypeVar
 from edged.domain import Array
 from edged.engines.client import WorkerAway
 from edged.engines.life import Job, WorkerLife, WorkerSpec
+from edged.engines.spare import Spare
 from edged.errors import EngineAway, EngineCrashed, EngineError, EngineLost
 from edged.ports import Inference
 from edged.pressure import Held
@@ -54,6 +55,7 @@ class WorkerEngine:
         self._on_change = on_change
         self._supervisor = Supervisor(budget)
         self._life: WorkerLife | None = None
+        self._spare = Spare(spec)
         self._error: EngineError | None = None
         self._obituary: dict[str, object] = {}
         self._ready = asyncio.Event()
@@ -93,7 +95,13 @@ class WorkerEngine:
             self._move(Event.ENDED)
             self._over = True
             self._ready.set()  # whoever still waits for a worker learns that there will be none
+            await self._spare.end()
             log.info("engine stopped", extra=self._extra())
+
+    def keep_spare(self) -> None:
+        """Have the next worker wait, warm but without the model, from now on: it costs its memory."""
+        if not self._over:
+            self._spare.keep()
 
     @property
     def stands(self) -> bool:
@@ -147,7 +155,7 @@ class WorkerEngine:
 
     async def _live(self) -> EngineError | None:
         """One worker from start to end. Returns why it was lost, None when it was only worn."""
-        life = self._life = WorkerLife(self._spec)
+        life = self._life = self._spare.take() or WorkerLife(self._spec)
         why: EngineError | None = None
         try:
             await life.start(self._job, self._move)

@@ -262,6 +262,8 @@ class PlacedEngine:
             self._retire(former.engine)
         self._name = name
         self._tell(name, Event.SERVE)
+        if self.placement.standby:
+            self._posts[name].engine.keep_spare()
 
     def _retire(self, name: str, drain_s: float = DRAIN_S) -> None:
         """End a worker, once the calls that are with it are answered."""
