@@ -52,6 +52,8 @@ class BoardProbe:
 
     async def ask(self, board: Board) -> Verdict:
         """Whether a board answers now."""
+        if self._process is not None and self._place is not None and self._place.exists():
+            self.close()  # systemd listens now; what it starts has the network
         self._number += 1
         number, answered = self._number, asyncio.get_running_loop().create_future()
         self._asked[number] = answered

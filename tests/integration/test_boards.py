@@ -269,6 +269,22 @@ def test_where_systemd_listens_it_starts_the_process_that_asks(tmp_path: Path) -
             asyncio.run(main(board(there.port), pids))
 
 
+def test_where_systemd_listens_at_last_the_own_process_is_let_go(tmp_path: Path) -> None:
+    place = tmp_path / "worker/boards.sock"
+
+    async def main(asking: Board, config: Path) -> None:
+        probe = BoardProbe([asking], place)
+        assert await probe.ask(asking) == Verdict()
+        assert probe._process is not None
+        with as_systemd_listens(place, config) as pids:
+            assert await probe.ask(asking) == Verdict()
+            assert probe._process is None and len(pids) == 1
+            probe.close()
+
+    with TcpBoard() as there:
+        asyncio.run(main(board(there.port), config_of(tmp_path, there.port)))
+
+
 def test_the_process_says_what_is_wrong_with_a_board(tmp_path: Path) -> None:
     config = tmp_path / "edged.toml"
     config.write_text('[[board]]\nname = "rack"\naddress = "rack.local"\nport = 22\n')
