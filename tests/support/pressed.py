@@ -21,12 +21,12 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from edged.admission import Admission
-from edged.hardware_config import Pressure
 from edged.engines import life
 from edged.engines.engine import WorkerEngine
 from edged.engines.life import WorkerSpec
 from edged.errors import EngineError
 from edged.governor import Governor
+from edged.hardware_config import Pressure
 from edged.host.pressure import PressureReader
 from edged.host.stalls import StallTriggers
 from edged.lane import Lane

@@ -17,8 +17,8 @@ from edged.bundle.store.store import ModelStore, ModelStoreError
 from edged.engines.engine import WorkerEngine
 from edged.engines.life import WorkerSpec
 from edged.errors import BundleError, EdgedError, EngineCrashed, EngineError, EngineLost, FrameRejected
-from edged.installed import Installed, Judge, Measure, ModelDamaged, Outcome, Seen, this_machine
 from edged.flow import Flow
+from edged.installed import Installed, Judge, Measure, ModelDamaged, Outcome, Seen, this_machine
 from edged.ready import CRASHES, KILLS, ModelFailed, Recipe, make_ready
 from tests.support.bundles import make_bundle
 from tests.support.store import NAME, make_store, packed, record_of, write_bundle
