@@ -116,7 +116,8 @@ class CameraSource:
         with _readable(capture.fileno()) as readable:
             while True:
                 try:
-                    await asyncio.wait_for(readable.wait(), stall_s)
+                    async with asyncio.timeout(stall_s):
+                        await readable.wait()
                 except TimeoutError:
                     raise OSError(errno.ETIMEDOUT, f"no frame came for {stall_s:.0f} seconds") from None
                 readable.clear()

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
@@ -73,10 +74,9 @@ class SpoolSource:
                 await self._wait()
 
     async def _wait(self) -> None:
-        try:
-            await asyncio.wait_for(self._changed.wait(), self._poll_s)
-        except TimeoutError:
-            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._poll_s):
+                await self._changed.wait()
 
     def _names(self) -> list[str]:
         """Files to take, by name: senders that number their frames get them inferred in order."""

@@ -66,6 +66,26 @@ def test_files_become_frames_in_the_order_of_their_names_and_leave_the_spool(tmp
     run(body)
 
 
+@pytest.mark.parametrize("turns", range(4))
+def test_a_spool_ends_when_told_to_though_a_file_comes_at_that_moment(tmp_path: Path, turns: int) -> None:
+    """The file wakes it, and so many turns of the event loop later it is cancelled."""
+
+    async def body() -> None:
+        source = SpoolSource("spool", tmp_path, poll_s=60)
+        task = asyncio.create_task(source.run(Collector()))
+        await asyncio.sleep(0.01)
+        source._changed.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        done, _ = await asyncio.wait([task], timeout=1)
+        assert done
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    run(body)
+
+
 def test_polling_alone_finds_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     @contextlib.contextmanager
     def blind(*_: object) -> Any:
