@@ -122,6 +122,11 @@ def _signal(device: Device, engine: str, signum: signal.Signals) -> bool:
     return False
 
 
+def serving(device: Device) -> set[str]:
+    """The engines that answer frames now."""
+    return {facts["name"] for facts in device.status().get("engines", []) if facts["placement"] == "serving"}
+
+
 def kill_a_child(device: Device) -> bool:
     """Kill one of the processes that Lava's own runtime started."""
     daemon = device.pid("daemon")
@@ -171,6 +176,7 @@ def test_engines_fail_at_random_and_no_frame_does(
         feeder, prober, faults = Feeder(device, images), Prober(device, images), []
         feeder.start()
         prober.start()
+        wait_until(lambda: engine in serving(device), 60, device.log("daemon"))
         end = time.monotonic() + length_s(request)
         while time.monotonic() < end:
             time.sleep(chance.uniform(0.5, 3.0))
