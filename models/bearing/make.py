@@ -5,9 +5,7 @@ EDGED_DATA=… python -m models.bearing.make [DIRECTORY]
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import shutil
 from pathlib import Path
 
 from cloud_sync.convert.bundle import Identity, input_entry, write
@@ -16,9 +14,10 @@ from cloud_sync.convert.network import Floats
 from cloud_sync.convert.pipeline import convert
 from cloud_sync.convert.report import Evaluation, assess
 from cloud_sync.convert.samples import samples
-from edged.bundle.loaded import Bundle, open_bundle
+from edged.bundle.loaded import Bundle
 from edged.bundle.manifest import Layout
 from models.bearing import across, data
+from models.remake import remake
 
 HERE = Path(__file__).parent
 ANN = HERE / "ann.onnx"
@@ -98,24 +97,5 @@ that it was not trained on. A demonstration of the whole path of a vibration sen
 """
 
 
-def main() -> None:
-    """Make the bundle in the directory that is named, or in place of the committed one."""
-    parser = argparse.ArgumentParser(
-        prog="python -m models.bearing.make", description="Convert ann.onnx into a bundle."
-    )
-    parser.add_argument("directory", nargs="?", type=Path, help="where to, instead of the committed bundle's place")
-    directory = parser.parse_args().directory
-    if directory is not None:
-        bundle = make(directory)
-    else:
-        fresh = BUNDLE.with_name("bundle.new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        make(fresh)
-        shutil.rmtree(BUNDLE, ignore_errors=True)
-        fresh.rename(BUNDLE)
-        bundle = open_bundle(BUNDLE)
-    print(f"{bundle.name} {bundle.version}, digest {bundle.digest}")
-
-
 if __name__ == "__main__":
-    main()
+    remake("models.bearing.make", make, BUNDLE)

@@ -16,17 +16,16 @@ some two minutes on one core.
 
 from __future__ import annotations
 
-import io
 import math
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch  # type: ignore[import-not-found]  # lives in the training environment only
 import torch.nn.functional as functional  # type: ignore[import-not-found]  # as above
 from torch import nn
 
 from models.bearing import across, data
+from models.torch_export import exported
 
 OUT = Path(__file__).parent / "ann.onnx"
 
@@ -35,7 +34,6 @@ _EPOCHS, _BATCH, _RATE, _DECAY = 15, 64, 3e-3, 1e-2
 _HOP = 128  # samples between two windows that train; those that judge do not overlap
 _GAIN = 2.0  # loudness: half to double
 _NOISE = 0.01  # g
-_OPSET = 18  # the exporter's own
 
 _LAYERS = (  # channels in and out, kernel, stride, padding
     (1, 16, 32, 8, 12),
@@ -101,31 +99,6 @@ def tensors(part: tuple[data.Signal, data.Labels]) -> tuple[Any, Any]:
     return torch.tensor(windows)[:, None], torch.tensor(labels)
 
 
-def export(model: Any) -> onnx.ModelProto:
-    """The network as ``torch.onnx.export`` writes it, without its notes on the machine that wrote it."""
-    file = io.BytesIO()
-    example = torch.zeros(1, 1, 1, data.WINDOW)
-    program = torch.onnx.export(
-        model,
-        (example,),
-        input_names=["vibration"],
-        output_names=["logits"],
-        opset_version=_OPSET,
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-        optimize=False,  # which would fold BatchNorm: that is the converter's work
-    )
-    program.save(file)
-    exported = onnx.load_model_from_string(file.getvalue())
-    del exported.metadata_props[:]
-    for part in (exported.graph, *exported.graph.node, *exported.graph.value_info, *exported.graph.initializer):
-        del part.metadata_props[:]
-    for part in (*exported.graph.node, exported.graph, exported):
-        part.doc_string = ""
-    return exported
-
-
 def across_sizes() -> list[across.HeldOut]:
     """How a network names faults of a size that it never saw, size by size."""
     found = []
@@ -145,7 +118,7 @@ def main() -> None:
     model = fit(data.samples("train", hop=_HOP))
     for which in ("train", "test"):
         print(f"{which}: {'{} of {}'.format(*right(model, data.samples(which)))}", flush=True)
-    OUT.write_bytes(export(model).SerializeToString(deterministic=True))
+    OUT.write_bytes(exported(model, (1, 1, 1, data.WINDOW), "vibration").SerializeToString(deterministic=True))
     print(f"wrote {OUT.name}, {OUT.stat().st_size} bytes, {sum(p.numel() for p in model.parameters())} parameters")
     across.write(across_sizes())
 

@@ -59,14 +59,15 @@ A demonstration, not a product for reading post.
 def make(dest: Path) -> Bundle:
     """Write the bundle to ``dest``, which must not exist."""
     network = load(ANN)
-    calibration, held_out = _encoded(data.calibration()), _encoded(data.held_out())
+    calibration, held_out = encoded(data.calibration()), encoded(data.held_out())
     converted = convert(network, calibration[0], TIMESTEPS, Options(exact=True))
     evaluation = Evaluation(*held_out, "held-out quarter of scikit-learn's digits")
     report = assess(network, calibration[0], converted, evaluation)
     return write(dest, converted, INPUT, _IDENTITY, report, hashlib.sha256(ANN.read_bytes()).hexdigest())
 
 
-def _encoded(part: tuple[data.Images, data.Labels]) -> tuple[Floats, data.Labels]:
+def encoded(part: tuple[data.Images, data.Labels]) -> tuple[Floats, data.Labels]:
+    """Images as the network takes them, by the manifest's rules, and their labels."""
     images, labels = part
     return samples(INPUT, list(np.asarray(images))), labels
 

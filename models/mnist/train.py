@@ -11,16 +11,15 @@ torch gives other weights of the same quality. Takes some ten minutes on one cor
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch  # type: ignore[import-not-found]  # lives in the training environment only
 import torch.nn.functional as functional  # type: ignore[import-not-found]  # as above
 from torch import nn
 
 from models.mnist import data
+from models.torch_export import exported
 
 OUT = Path(__file__).parent / "ann.onnx"
 
@@ -29,7 +28,6 @@ _EPOCHS = 6
 _BATCH = 100
 _RATE = 8e-3
 _SHIFT = 2  # pixels, each way
-_OPSET = 18  # the exporter's own
 
 
 def network() -> Any:
@@ -64,31 +62,6 @@ def fit(model: Any, images: Any, labels: Any) -> None:
     model.eval()
 
 
-def export(model: Any) -> onnx.ModelProto:
-    """The network as ``torch.onnx.export`` writes it, without its notes on the machine that wrote it."""
-    file = io.BytesIO()
-    example = torch.zeros(1, 1, 28, 28)
-    program = torch.onnx.export(
-        model,
-        (example,),
-        input_names=["image"],
-        output_names=["logits"],
-        opset_version=_OPSET,
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-        optimize=False,  # which would fold BatchNorm: that is the converter's work
-    )
-    program.save(file)
-    exported = onnx.load_model_from_string(file.getvalue())
-    del exported.metadata_props[:]
-    for part in (exported.graph, *exported.graph.node, *exported.graph.value_info, *exported.graph.initializer):
-        del part.metadata_props[:]
-    for part in (*exported.graph.node, exported.graph, exported):
-        part.doc_string = ""
-    return exported
-
-
 def tensors(part: tuple[data.Images, data.Labels]) -> tuple[Any, Any]:
     """Images (N, 1, 28, 28) of 0..1 and labels, as torch wants them."""
     images, labels = part
@@ -106,7 +79,7 @@ def main() -> None:
         with torch.no_grad():
             guesses = torch.cat([model(batch).argmax(1) for batch in images.split(1000)])
         print(f"{part.__name__:12} {(guesses == labels).float().mean().item():.4f} of {len(labels)}")
-    OUT.write_bytes(export(model).SerializeToString(deterministic=True))
+    OUT.write_bytes(exported(model, (1, 1, 28, 28), "image").SerializeToString(deterministic=True))
     print(f"wrote {OUT.name}, {OUT.stat().st_size} bytes, {sum(p.numel() for p in model.parameters())} parameters")
 
 

@@ -12,19 +12,15 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import numpy as np
-
-from cloud_sync.convert.bundle import Identity, input_entry
-from cloud_sync.convert.network import Floats
+from cloud_sync.convert.bundle import Identity
 from cloud_sync.convert.report import Evaluation
-from cloud_sync.convert.samples import samples
 from cloud_sync.convert.transformer import LEVELS, convert
 from cloud_sync.convert.transformer_bundle import write
 from cloud_sync.convert.transformer_load import load
 from cloud_sync.convert.transformer_report import assess
 from edged.bundle.loaded import Bundle
-from edged.bundle.manifest import Grayscale, Layout, Scale
 from models.digits import data
+from models.digits.make import INPUT, encoded
 from models.remake import remake
 
 HERE = Path(__file__).parent
@@ -32,7 +28,6 @@ ANN = HERE / "ann.onnx"
 BUNDLE = HERE / "bundle"
 
 TIMESTEPS = 4
-INPUT = input_entry("image", (1, 8, 8), (Layout(axes="HWC"), Grayscale(), Scale(factor=1 / data.WHITE)))
 
 _IDENTITY = Identity(
     name="spikeformer-digits",
@@ -61,15 +56,10 @@ faster and as good.
 def make(dest: Path) -> Bundle:
     """Write the bundle to ``dest``, which must not exist."""
     network = load(ANN)
-    calibration, held_out = _encoded(data.calibration()), _encoded(data.held_out())
+    calibration, held_out = encoded(data.calibration()), encoded(data.held_out())
     converted = convert(network, calibration[0], TIMESTEPS, LEVELS)
     report = assess(calibration[0], converted, Evaluation(*held_out, "held-out quarter of scikit-learn's digits"))
     return write(dest, converted, INPUT, _IDENTITY, report, hashlib.sha256(ANN.read_bytes()).hexdigest())
-
-
-def _encoded(part: tuple[data.Images, data.Labels]) -> tuple[Floats, data.Labels]:
-    images, labels = part
-    return samples(INPUT, list(np.asarray(images))), labels
 
 
 if __name__ == "__main__":
