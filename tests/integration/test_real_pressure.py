@@ -58,6 +58,7 @@ def test_memory_that_stalls_is_measured_and_the_kernel_wakes_us(file: Path) -> N
     assert told["triggers"] >= 1 and told["told_s"], told
 
 
+@pytest.mark.slow
 def test_control_where_the_pages_fit_nothing_stalls(file: Path) -> None:
     require("memory cgroups", "pressure stall information")
     with MemoryGroup(4 * FILE_MB << 20) as group:
@@ -74,6 +75,7 @@ def test_a_worker_that_grows_is_replaced_before_the_kernel_kills_it() -> None:
     assert told["recycled"] >= 1 and told["changes"] >= 1
 
 
+@pytest.mark.slow
 def test_control_without_the_policy_the_kernel_kills_it_in_the_middle_of_a_call() -> None:
     require("memory cgroups")
     with MemoryGroup(288 << 20) as group:

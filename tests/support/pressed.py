@@ -36,7 +36,7 @@ from tests.support.cgroup import join
 from tests.support.fault_engine import GROW, marker
 from tests.support.plans import frames, make_job
 
-LOOK_S = 4.0  # the kernel's averages move every two seconds
+LOOK_S = 3.0  # the kernel's averages move every two seconds
 CALLS = 220
 PAUSE_S = 0.02
 

@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from models.digits.data import Images, held_out
 from tests.support.device import BUNDLE, ROOT, Device, wait_until
 from tests.support.kernel import Tree
+
+pytestmark = pytest.mark.slow
 
 RATE_HZ = 50.0  # of the camera; the engine could do many times as much
 DWELL_S = 1.0
