@@ -173,8 +173,8 @@ install_missing() { # DEB ...: with what the folder holds of the packages that a
     name=$(basename "$deb")
     has_package "${name%%_*}" || missing+=("$deb")
   done
-  act dpkg --install "${missing[@]}" "$@" >/dev/null ||
-    die "dpkg could not install what is in $FROM" "was it prepared on the same release of the distribution?"
+  act apt-get install -qq -y --no-install-recommends --reinstall --allow-downgrades "$@" "${missing[@]}" >/dev/null ||
+    die "apt could not install what is in $FROM" "was it prepared on the same release of the distribution?"
 }
 
 # --- the steps -------------------------------------------------------------------------------------------------------

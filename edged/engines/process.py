@@ -28,6 +28,7 @@ PRIVATE = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LIST
 FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS)
 FOREIGN = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # nobody sends them to himself
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # NumPy would start a thread for each core
+QUIET = {"ORT_DISABLE_TELEMETRY": "1"}  # else ONNX Runtime 1.32 reports home, and keeps a file in the user's cache
 # The worker runs this very copy of edged, whatever its interpreter has installed, and nothing else of our interpreter:
 # putting our site-packages on its path would hand it our NumPy.
 BOOT = """\
@@ -59,7 +60,7 @@ class WorkerProcess:
             stderr=subprocess.STDOUT,
             pass_fds=[fd],
             cwd="/",  # a daemon's working directory must not become importable, nor be kept busy
-            env={**environment, **ONE_THREAD},
+            env={**environment, **ONE_THREAD, **QUIET},
             start_new_session=True,
         )
         assert self._process.stdout is not None

@@ -140,6 +140,15 @@ def test_each_engine_is_asked_for_a_golden_frame(tmp_path: Path) -> None:
     assert verdicts(models.engines, alone.case(thorough=True)) == {FAILED}
 
 
+def test_a_worker_leaves_nothing_in_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    patient = Patient(tmp_path / "device")
+    before = fingerprint(tmp_path)
+    assert verdicts(models.engines, patient.case(thorough=True)) == {OK}
+    assert fingerprint(tmp_path) == before
+
+
 def doctor(config: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, str]]:
     code = main(["doctor", "--json", "--config", str(config), *arguments])
     examined = json.loads(capsys.readouterr().out)

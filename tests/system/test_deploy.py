@@ -195,7 +195,10 @@ class Root:
 
 @pytest.fixture
 def root(folder: Path, tmp_path: Path) -> Iterator[Root]:
-    upper, work, mounted = (tmp_path / name for name in ("upper", "work", "root"))
+    memory = tmp_path / "memory"  # dpkg waits for the medium some hundred times
+    memory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", memory], check=True)
+    upper, work, mounted = (memory / name for name in ("upper", "work", "root"))
     for each in (upper, work, mounted):
         each.mkdir()
     options = f"lowerdir={base_root()},upperdir={upper},workdir={work}"
@@ -204,7 +207,8 @@ def root(folder: Path, tmp_path: Path) -> Iterator[Root]:
         subprocess.run(["mount", "--bind", "-o", "ro", folder, mounted / "mnt"], check=True)
         yield Root(mounted)
     finally:
-        subprocess.run(["umount", "--recursive", "--lazy", mounted], check=True)
+        subprocess.run(["umount", "--recursive", "--lazy", mounted], check=False)
+        subprocess.run(["umount", "--lazy", memory], check=True)
 
 
 def difference(before: dict[str, str], after: dict[str, str]) -> list[str]:
@@ -232,7 +236,8 @@ def test_an_empty_device_without_a_network_is_deployed_twice_and_cleared(root: R
     deployed = root.tree()
     again = root.deploy()
     assert "there was nothing to do" in again.stderr
-    assert difference(deployed, root.tree()) == []
+    changed = difference(deployed, root.tree())
+    assert changed == [], changed
 
     config = root.path / "etc/edged/edged.toml"
     config.write_text(config.read_text().replace("cap_mb = 1024", "cap_mb = 999"))
@@ -240,7 +245,8 @@ def test_an_empty_device_without_a_network_is_deployed_twice_and_cleared(root: R
     assert "cap_mb = 999" in config.read_text()
 
     root.deploy("--uninstall")
-    assert difference(empty, root.tree()) == []
+    left = difference(empty, root.tree())
+    assert left == [], left
     assert "edged is gone" in root.deploy("--uninstall").stderr, "twice is no error"
 
 
@@ -259,7 +265,8 @@ def test_a_deployment_that_is_cut_anywhere_is_finished_by_the_next_run(root: Roo
     root.run("edged", "check")
     assert root.run("dpkg", "--audit").stdout == ""
     root.deploy("--uninstall")
-    assert difference(empty, root.tree()) == []
+    left = difference(empty, root.tree())
+    assert left == [], left
 
 
 @pytest.mark.slow
