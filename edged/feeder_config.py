@@ -64,8 +64,8 @@ class MqttTopic(msgspec.Struct, frozen=True, kw_only=True):
 
     filter: Annotated[str, msgspec.Meta(min_length=1, max_length=1000, description="must be a topic filter of MQTT")]
     payload: Annotated[
-        Literal["json", "raw", "npy", "png", "bs2", "dat", "aedat"],
-        msgspec.Meta(description="must be json, raw, npy, png, bs2, dat or aedat"),
+        Literal["json", "raw", "npy", "png", "jpg", "bs2", "dat", "aedat"],
+        msgspec.Meta(description="must be json, raw, npy, png, jpg, bs2, dat or aedat"),
     ]
     key: Annotated[
         str,

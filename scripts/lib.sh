@@ -192,18 +192,20 @@ setup_programs() { # SET
       [ "$(uname -m)" = x86_64 ] || want_programs shellcheck:shellcheck # elsewhere it comes from the lock file
       has_browser || want_browser
       want_programs gcc:gcc pkg-config:pkg-config udev:udevadm umockdev:umockdev-run
+      has_rtsp_server || { can_install && apt_install python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-{base,good}; } ||
+        say "going on without an RTSP server"
       has_systemd_headers || { can_install && apt_install libsystemd-dev python3-dev; } || say "going on without libsystemd-dev"
       ;;
   esac
 }
-
-has_browser() { have chromium || have chromium-browser || have google-chrome || have google-chrome-stable; }
 
 setup_machines() { # what builds and runs the tests' virtual machines
   want_programs qemu-system-x86:qemu-system-x86_64 qemu-utils:qemu-img mmdebstrap:mmdebstrap e2fsprogs:mke2fs
   [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || { can_install && apt_install debian-archive-keyring; } ||
     say "going on without debian-archive-keyring"
 }
+
+has_browser() { have chromium || have chromium-browser || have google-chrome || have google-chrome-stable; }
 
 want_browser() {
   if grep -qx 'ID=debian' /etc/os-release; then
@@ -212,6 +214,8 @@ want_browser() {
     say "going on without Chromium: only Debian has it as a package (elsewhere install google-chrome or a snap)"
   fi
 }
+
+has_rtsp_server() { /usr/bin/python3 -c 'import gi; gi.require_version("GstRtspServer", "1.0")' 2>/dev/null; }
 
 has_systemd_headers() { pkg-config --exists libsystemd 2>/dev/null; }
 

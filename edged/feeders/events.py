@@ -62,7 +62,7 @@ def run(settings: EventsFeeder, kit: Kit) -> ExitCode:
     finally:
         hander.close()
     is_short = not settings.is_live and kit.account.counts.refused > 0
-    return ExitCode.FAILED if is_short else ExitCode.OK
+    return ExitCode.REFUSED if is_short else ExitCode.OK
 
 
 @contextlib.contextmanager

@@ -17,8 +17,9 @@ class ExitCode(enum.IntEnum):
     """What the process says when it ends."""
 
     OK = 0
-    FAILED = 1  # an error that is told, or recordings of which some were refused
+    FAILED = 1  # an error that is told
     USAGE = 2  # argparse's own
+    REFUSED = 65  # EX_DATAERR: all recordings were fed, and some refused
     CONFIG = 78  # EX_CONFIG of sysexits.h: restarting does not help
     SECOND_SIGNAL = 130  # told to stop twice
 

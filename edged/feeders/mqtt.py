@@ -2,8 +2,8 @@
 
 - **Nothing is lost**: the broker keeps a message until our PUBACK, and that is sent when the daemon has stored the
   frame's end. Whoever dies meanwhile, the message comes again, and the daemon answers with the first result.
-- **Nothing is unbounded**: with the broker's Receive Maximum at most ``in_flight`` messages are with us. What
-  publishers send at QoS 0 has no such promise: beyond the bound it is dropped and counted.
+- **Nothing is unbounded**: the broker's Receive Maximum is ``in_flight``, and what is with us has a bound in bytes
+  (``inbox``). What publishers send at QoS 0 has no promise: beyond the bound it is dropped and counted.
 - **Nothing blocks the line**: what can never be a frame is told, counted and acknowledged.
 - PUBACKs go out in the order of the messages (MQTT 5, 4.6), and only on the connection that brought them: packet
   identifiers are used again, so a late PUBACK could speak for a message that nobody has stored. What a connection
@@ -14,14 +14,12 @@ Each connection has a client of its own. Subscribes anew each time; the broker s
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
 import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from queue import Empty, Full, Queue
 from typing import Any
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage, topic_matches_sub
@@ -36,6 +34,7 @@ from edged.errors import EdgedError, FrameRejected
 from edged.feeder_config import PORTS, MqttFeeder, MqttTopic, address
 from edged.feeders.credentials import password
 from edged.feeders.handing import Hander
+from edged.feeders.inbox import OWN_BYTES, Inbox
 from edged.feeders.kit import DRAIN_S, ExitCode, Kit
 from edged.feeders.message import Message, frame_of
 
@@ -45,16 +44,6 @@ CONNECT_TIMEOUT_S = 10.0
 PACKET_BYTES = 27 << 20  # a frame has 26 MiB at most; the broker keeps larger messages to itself
 HANDERS = 8  # threads that hand in; commits share an fsync, so more gain little
 LOOK_S = 0.2  # how soon a stop is seen
-
-
-@dataclass(slots=True)
-class Pending:
-    """A message that is with us. ``is_done``: its end is stored, or it never will be a frame."""
-
-    message: Message
-    mid: int
-    qos: int
-    is_done: bool = False
 
 
 @dataclass(slots=True)
@@ -84,6 +73,27 @@ class Acks:
             self.is_over = True
 
 
+@dataclass(slots=True)
+class Pending:
+    """A message that is with us. ``is_done``: its end is stored, or it never will be a frame."""
+
+    message: Message
+    mid: int
+    qos: int
+    acks: Acks
+    is_done: bool = False
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that it takes, about."""
+        return len(self.message.payload) + OWN_BYTES
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether its connection is over, so that it comes again."""
+        return self.acks.is_over
+
+
 def run(settings: MqttFeeder, kit: Kit) -> ExitCode:
     """Feed until a stop. Raises ConfigError where a password cannot be read."""
     hander = kit.hander(settings.model)
@@ -91,7 +101,7 @@ def run(settings: MqttFeeder, kit: Kit) -> ExitCode:
     hander.close()
     if model is None:
         return ExitCode.OK
-    arrived: Queue[tuple[Pending, Acks]] = Queue(2 * settings.in_flight)
+    arrived: Inbox[Pending] = Inbox()
     workers = [
         threading.Thread(target=_hand_all, args=(settings, model.shape, kit, arrived), name=f"hander-{i}", daemon=True)
         for i in range(min(HANDERS, settings.in_flight))
@@ -103,31 +113,19 @@ def run(settings: MqttFeeder, kit: Kit) -> ExitCode:
     while not kit.stop.is_set():
         connection = _Connection(settings, kit, arrived)
         connection.run(workers)
-        _skip_all(arrived, kit)
         if connection.was_up:
             backoff.reset()
         kit.stop.wait(backoff.wait_s())
     return ExitCode.OK
 
 
-def _skip_all(arrived: Queue[tuple[Pending, Acks]], kit: Kit) -> None:
-    """Forget what an ended connection has left."""
-    with contextlib.suppress(Empty):
-        while True:
-            arrived.get_nowait()
-            kit.account.count(skipped=1)
-
-
-def _hand_all(settings: MqttFeeder, shape: tuple[int, ...], kit: Kit, arrived: Queue[tuple[Pending, Acks]]) -> None:
+def _hand_all(settings: MqttFeeder, shape: tuple[int, ...], kit: Kit, arrived: Inbox[Pending]) -> None:
     """One thread that hands messages in until a stop."""
     hander = kit.hander(settings.model)
     while not kit.stop.is_set():
-        try:
-            one, acks = arrived.get(timeout=LOOK_S)
-        except Empty:
-            continue
-        if _hand(settings, shape, kit, hander, one.message) and one.qos:
-            acks.done(one)
+        one = arrived.get(LOOK_S)
+        if one is not None and _hand(settings, shape, kit, hander, one.message) and one.qos:
+            one.acks.done(one)
     hander.close()
 
 
@@ -152,7 +150,7 @@ def rule_of(rules: Sequence[MqttTopic], topic: str) -> MqttTopic | None:
 class _Connection:
     """One connection, from dialling to its end. paho's thread moves it; ``over`` says that it has ended."""
 
-    def __init__(self, settings: MqttFeeder, kit: Kit, arrived: Queue[tuple[Pending, Acks]]) -> None:
+    def __init__(self, settings: MqttFeeder, kit: Kit, arrived: Inbox[Pending]) -> None:
         self.was_up = False
         self._settings = settings
         self._kit = kit
@@ -176,6 +174,7 @@ class _Connection:
             for worker in workers:
                 worker.join(DRAIN_S / len(workers))
         self._acks.end()
+        self._kit.account.count(skipped=self._arrived.purge())
         self._client.disconnect()
         self._client.loop_stop()
 
@@ -250,16 +249,8 @@ class _Connection:
     def _on_message(self, _client: Client, _userdata: Any, message: MQTTMessage) -> None:
         self._kit.account.count(received=1)
         said = dict(getattr(message.properties, "UserProperty", []))
-        one = Pending(Message(message.topic, bytes(message.payload), said), message.mid, message.qos)
+        one = Pending(Message(message.topic, bytes(message.payload), said), message.mid, message.qos, self._acks)
         if one.qos:
             self._acks.add(one)
-        try:
-            self._arrived.put_nowait((one, self._acks))
-        except Full:
-            self._overflow(one)
-
-    def _overflow(self, one: Pending) -> None:
-        """More is here than there may be: the rest of an old connection, or a flood at QoS 0."""
-        if one.qos:  # it stays unacknowledged, and comes again with the next connection
-            self._end("more messages are here than may be in flight; connecting anew")
-        self._kit.account.count(dropped=1)
+        if not self._arrived.put(one, waits=one.qos > 0):
+            self._kit.account.count(**{"skipped" if one.qos else "dropped": 1})

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Self
 
 from tests.support.device import ROOT, Device, wait_until
@@ -89,7 +88,7 @@ def wait_committed(device: Device, count: int, timeout_s: float = 40) -> None:
     wait_until(lambda: committed(device) >= count, timeout_s, lambda: f"{device.status()}\n{device.log('daemon')()}")
 
 
-def settled(device: Device, path: Path, quiet_s: float = 1.5) -> int:
+def settled(device: Device, quiet_s: float = 3.0) -> int:
     """How many frames have a result once no more come."""
     last, since = committed(device), time.monotonic()
     while time.monotonic() - since < quiet_s:

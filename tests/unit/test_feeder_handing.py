@@ -18,6 +18,7 @@ from edged.feeders import handing
 from edged.feeders.account import Account, Counts
 from edged.feeders.daemon import Away, Broken, Content, Daemon, Handed, Refused
 from edged.feeders.handing import GIVE_UP, Hander, Latest
+from edged.feeders.inbox import OWN_BYTES, Inbox
 from edged.feeders.message import Message
 from edged.feeders.mqtt import Acks, Pending
 from tests.support.device import wait_until
@@ -149,7 +150,7 @@ class FakeClient:
 def test_messages_are_acknowledged_in_their_order_and_never_after_their_connection(order: list[int], last: int) -> None:
     client: Any = FakeClient()
     acks = Acks(client)
-    pending = {mid: Pending(Message("t", b"", {}), mid, 1) for mid in range(1, 9)}
+    pending = {mid: Pending(Message("t", b"", {}), mid, 1, acks) for mid in range(1, 9)}
     for one in pending.values():
         acks.add(one)
     done: set[int] = set()
@@ -189,3 +190,37 @@ def test_a_state_that_swings_is_not_logged_each_time(caplog: pytest.LogCaptureFi
 def test_without_a_daemon_the_socket_is_named(tmp_path: Path) -> None:
     with pytest.raises(Away, match=r"http\.sock"):
         Daemon(tmp_path / "http.sock", "digits").model()
+
+
+def pending(size: int, acks: Acks) -> Pending:
+    return Pending(Message("t", bytes(size - OWN_BYTES), {}), 1, 1, acks)
+
+
+def test_an_inbox_holds_so_many_bytes_and_whoever_brings_more_waits() -> None:
+    client: Any = FakeClient()
+    inbox, acks = Inbox[Pending](2100), Acks(client)
+    assert inbox.put(pending(1500, acks), waits=False)
+    assert not inbox.put(pending(700, acks), waits=False)
+    waiting = threading.Thread(target=inbox.put, args=(pending(700, acks),), kwargs={"waits": True}, daemon=True)
+    waiting.start()
+    assert inbox.get(1) is not None
+    waiting.join(10)
+    assert inbox.get(1) is not None
+    assert inbox.get(0) is None
+    assert inbox.put(pending(9000, acks), waits=False)  # alone, the largest frame has its place
+
+
+def test_what_an_ended_connection_left_is_forgotten_and_nobody_waits_for_it() -> None:
+    client: Any = FakeClient()
+    inbox, old, new = Inbox[Pending](2100), Acks(client), Acks(client)
+    assert inbox.put(pending(1500, old), waits=False)
+    took: list[bool] = []
+    waiting = threading.Thread(target=lambda: took.append(inbox.put(pending(1500, old), waits=True)), daemon=True)
+    waiting.start()
+    old.end()
+    assert inbox.put(pending(600, new), waits=False)
+    assert inbox.purge() == 1
+    waiting.join(10)
+    assert took in ([False], [True])  # it came in when there was room, or went away
+    left = [inbox.get(0), inbox.get(0)]
+    assert [one.acks for one in left if one is not None and not one.is_stale] == [new]

@@ -53,7 +53,7 @@ def test_raw_numbers_are_little_endian() -> None:
 
 
 def test_files_travel_as_they_are() -> None:
-    for kind in ("png", "npy", "bs2", "dat", "aedat"):
+    for kind in ("png", "jpg", "npy", "bs2", "dat", "aedat"):
         content = frame_of("yard", rule(kind), SHAPE, message(b"anything"))[1]
         assert (content.format, content.data) == (kind, b"anything")
 
