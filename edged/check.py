@@ -23,8 +23,11 @@ from edged.devices.boards import BoardProbe
 from edged.engines.engine import open_engine
 from edged.engines.life import Job
 from edged.errors import EdgedError
+from edged.feeder_config import EventsFeeder, MqttFeeder, RtspFeeder
 from edged.hardware_config import Board
 from edged.lane import worker_spec
+
+LIBRARIES = {EventsFeeder: ("", ""), MqttFeeder: ("paho", "mqtt"), RtspFeeder: ("av", "rtsp")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,7 @@ def check(config: settings.Config) -> Iterator[Finding]:
     yield from (Finding(f"board {one.name} at {one.address}", asyncio.run(_board(one))) for one in config.board)
     for pipeline in config.pipeline:
         yield from (model(pipeline, engine, config) for engine in pipeline.engines)
+    yield from feeders(config)
     if config.models.allow_unsigned:
         yield Finding("models", "allow_unsigned is set: bundles without a signature are taken (for development only)")
 
@@ -95,6 +99,32 @@ def places(config: settings.Config, who: Who) -> Iterator[Finding]:
             yield Finding(f"line {source.path}", _line(source.path, who))
         if isinstance(source, settings.CameraSource):
             yield Finding(f"camera {source.device}", _camera(source.device, who))
+
+
+def feeders(config: settings.Config) -> Iterator[Finding]:
+    """Look whether somebody takes what feeders bring, and whether they have their libraries."""
+    asked = {_model_name(one) for one in config.pipeline if _takes_requests(one)}
+    for feeder in config.feeder:
+        library, extra = LIBRARIES[type(feeder)]
+        if feeder.model not in asked:
+            problem = f"no pipeline with model {feeder.model} has a source of type http"
+        elif library and importlib.util.find_spec(library) is None:
+            problem = f"it needs {library} (pip install edged[{extra}])"
+        else:
+            problem = ""
+        yield Finding(f"feeder {feeder.name}", problem)
+
+
+def _takes_requests(pipeline: settings.Pipeline) -> bool:
+    return any(isinstance(source, settings.HttpSource) for source in pipeline.source)
+
+
+def _model_name(pipeline: settings.Pipeline) -> str:
+    """The name under which a pipeline's model is asked; empty where its bundle cannot be read (told elsewhere)."""
+    try:
+        return open_bundle(pipeline.bundle_dir).name if pipeline.bundle_dir else pipeline.model
+    except EdgedError:
+        return ""
 
 
 def _writable(directory: Path, who: Who) -> str:
@@ -138,7 +168,7 @@ def model(pipeline: settings.Pipeline, engine: str, config: settings.Config) -> 
 
 async def _prove(pipeline: settings.Pipeline, engine: str, config: settings.Config, cache: Path) -> str:
     bundle = open_bundle(pipeline.bundle_dir or current_path(config.device.models_dir, pipeline.model))
-    plans = await ensure_plans(bundle, cache)
+    plans = await ensure_plans(bundle, cache, [engine])
     spec = worker_spec(engine, config.engines)
     async with open_engine(spec, Job(bundle, pipeline.max_batch, plans, cache)) as running:
         report = await prove(running, bundle)

@@ -19,7 +19,10 @@ from edged.feeder_config import FeederConfig
 from edged.hardware_config import Board, Pressure
 from edged.settings import NAME, InvalidSettings, Name, Problem, parse, read_toml
 
-EngineName = Literal["onnxruntime", "lava", "lava-fixed", "lava-sim", "lava-loihi2"]
+EngineName = Literal[
+    "onnxruntime", "tensorrt", "tensorrt-fp16", "tensorrt-int8", "tensorrt-rtx", "lava", "lava-fixed", "lava-sim",
+    "lava-loihi2"
+]  # fmt: skip
 ENGINES: tuple[str, ...] = get_args(EngineName)
 CameraFormat = Literal["auto", "RGB3", "BGR3", "YUYV", "YVYU", "UYVY", "VYUY", "NV12", "NV21", "YU12", "YV12", "MJPEG",
                        "GREY", "Y16"]  # fmt: skip
@@ -227,11 +230,14 @@ class Engines(msgspec.Struct, frozen=True, kw_only=True):
     """One table for each package; the engines of one package (``lava``, ``lava-sim``) share its table."""
 
     onnxruntime: Worker = Worker()
+    # A first build takes minutes on a Jetson (9.5 were seen on an Orin); the libraries alone hold half a gigabyte.
+    tensorrt: Worker = Worker(load_deadline_s=1800.0, memory_mb=4096)
     lava: Worker = Worker(deadline_s=10.0, recycle_calls=1_000_000)
 
     def worker(self, engine: str) -> Worker:
         """The table of an engine."""
-        return self.lava if engine.startswith("lava") else self.onnxruntime
+        table: Worker = getattr(self, engine.partition("-")[0])
+        return table
 
     def device(self, engine: str) -> str:
         """The device that an engine needs, empty for none. Of Lava's engines only that for the chip needs one."""

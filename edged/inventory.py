@@ -95,7 +95,7 @@ async def _runs(
     if isinstance(model, str):
         return Runs(model=name, runs=False, reason=model)
     try:
-        job = Job(model, 1, await ensure_plans(model, cache), cache)
+        job = Job(model, 1, await ensure_plans(model, cache, [engine]), cache)
         async with open_engine(worker_spec(engine, config.engines), job) as running:
             reason = (await prove(running, model)).reason if thorough else ""
     except EdgedError as error:

@@ -3,9 +3,10 @@
 A pipeline may name several engines. The first of them that is present, starts, builds its plan and gives the golden
 results serves. When its worker is lost, the next one is tried at once while the lost one starts again; whichever is
 ready first serves. An engine that comes back takes its place again only after a pause, which doubles with every loss
-until it has served steadily: a flapping engine does not take the frames back and forth. With ``fastest`` the order of
-the names does not count but what was measured, and only a clear lead makes frames move. With ``standby`` the next best
-is kept proved and running beside what serves: it costs its memory, and takes over at once.
+until it has served steadily: a flapping engine does not take the frames back and forth. An engine that takes long to
+start, because it builds a plan, does not keep the next one from being tried while nothing serves. With ``fastest`` the
+order of the names does not count but what was measured, and only a clear lead makes frames move. With ``standby`` the
+next best is kept proved and running beside what serves: it costs its memory, and takes over at once.
 
 One table holds every legal move of an engine; an illegal one raises. ``decide`` says what to do next; whoever does it
 (``edged.lane``) tells how it went with ``tell``.
@@ -14,6 +15,7 @@ One table holds every legal move of an engine; an illegal one raises. ``decide``
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -85,6 +87,7 @@ class Patience:
     longest_s: float = 600.0  # an attempt every ten minutes is no burden, and heals what heals
     steady_s: float = 60.0  # served so long without a loss, its failures are forgotten
     losses: int = 3  # so often without having served steadily: another that proves itself is given the frames
+    slow_s: float = 5.0  # a try that takes longer does not keep the others waiting: most plans are there in two seconds
     lead: float = 1.25  # times faster: less is noise, and not worth a change
 
 
@@ -162,7 +165,7 @@ class Placement:
         decision = self._use(proved, serving, now_s) if proved else None
         if decision is not None:
             return decision
-        if any(self._in(State.TRYING)):
+        if any(self._in(State.TRYING)) and now_s < self._patient_until_s(serving):
             return None
         open_to_try = [s for s in self._in(State.IDLE, State.RESTING) if now_s >= self._due_s(s, serving)]
         wanted = [site for site in open_to_try if serving is None or self._may_be_better(site, serving, now_s)]
@@ -172,11 +175,19 @@ class Placement:
     def wake_s(self, now_s: float) -> float | None:
         """When ``decide`` may have an answer by the passing of time alone; None: only an event changes anything."""
         serving = self.serving
-        if any(self._in(State.TRYING)):
+        patient_until_s = self._patient_until_s(serving) if any(self._in(State.TRYING)) else 0.0
+        if patient_until_s == math.inf:
             return None
         waiting = self._in(State.IDLE, State.RESTING)  # one that was missing is idle when it is found, and waits too
         wanted = [site for site in waiting if serving is None or self._may_be_better(site, serving, now_s)]
-        return min((self._due_s(site, serving) for site in wanted), default=None)
+        due_s = min((self._due_s(site, serving) for site in wanted), default=None)
+        return None if due_s is None else max(due_s, patient_until_s)
+
+    def _patient_until_s(self, serving: Site | None) -> float:
+        """Until when nothing else is tried beside what is being tried: for ever where frames do not wait for it."""
+        if serving is not None and serving.state is State.SERVING:
+            return math.inf
+        return max(site.since_s for site in self._in(State.TRYING)) + self._patience.slow_s
 
     def _is_unsteady(self, site: Site, now_s: float) -> bool:
         return site.losses >= self._patience.losses and now_s - site.since_s < self._patience.steady_s

@@ -19,7 +19,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -120,7 +120,7 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def derive(bundle: Bundle, variants: Iterable[str] = ()) -> tuple[dict[str, bytes], dict[str, str]]:
+def derive(bundle: Bundle, variants: Sequence[str] = ()) -> tuple[dict[str, bytes], dict[str, str]]:
     """The plans of a bundle by file name, after its graph was checked, and why there is none of some variants.
 
     Imports onnx. Raises BundleError.
@@ -132,15 +132,15 @@ def derive(bundle: Bundle, variants: Iterable[str] = ()) -> tuple[dict[str, byte
     try:
         model = check_step_graph(bundle.read(bundle.manifest.variant.model), bundle.spec)
         plans = {STEP: model.SerializeToString(deterministic=True)}
-        unrolled = window_plan(model, bundle.spec, "unrolled")
-        plans[WINDOWS["unrolled"]] = unrolled.SerializeToString(deterministic=True)
+        plans[WINDOWS["unrolled"]] = window_plan(model, bundle.spec, "unrolled").SerializeToString(deterministic=True)
         plans[WINDOWS["scan"]] = window_plan(model, bundle.spec, "scan").SerializeToString(deterministic=True)
     except BundleError as error:
         raise GraphRefused(error.message, error.hint) from None
     refused = {}
+    bare = {"step": model, "window": window_plan(model, bundle.spec, "unrolled", raw=True)} if variants else {}
     for variant in variants:
         try:
-            made = standard_plans(variant, {"step": model, "window": unrolled})
+            made = standard_plans(variant, bare)
         except NoVariant as error:
             refused[variant] = str(error)
         else:
@@ -150,9 +150,8 @@ def derive(bundle: Bundle, variants: Iterable[str] = ()) -> tuple[dict[str, byte
     return plans, refused
 
 
-def write_plans(bundle: Bundle, dest: Path, variants: Iterable[str] = ()) -> None:
+def write_plans(bundle: Bundle, dest: Path, variants: Sequence[str] = ()) -> None:
     """Derive and put in place. Raises BundleError; a directory that is in the way and intact is kept."""
-    variants = list(variants)
     plans, refused = derive(bundle, variants)
     sums = {name: _sha256(data) for name, data in plans.items()}
     index = PlanIndex(digest=bundle.digest, plan_version=PLAN_VERSION, files=sums, refused=refused)

@@ -11,7 +11,7 @@ import pytest
 from edged.placement import TRANSITIONS, Act, Decision, Event, IllegalMove, Patience, Placement, State, diagram
 
 PATIENCE = Patience(
-    urgent_s=1.0, urgent_longest_s=8.0, return_s=10.0, longest_s=100.0, steady_s=50.0, losses=3, lead=1.25
+    urgent_s=1.0, urgent_longest_s=8.0, return_s=10.0, longest_s=100.0, steady_s=50.0, losses=3, slow_s=5.0, lead=1.25
 )
 
 
@@ -237,6 +237,22 @@ def test_an_engine_that_loses_its_device_waits_until_it_is_found() -> None:
     assert play.settle() == "onnxruntime", "it may be a loose plug"
     play.now_s += PATIENCE.return_s
     assert play.settle() == "lava"
+
+
+def test_one_that_builds_for_long_does_not_keep_the_next_from_serving() -> None:
+    play = Play("slow", "quick")
+    decision = play.placement.decide(0.0)
+    assert decision is not None
+    play.tell("slow", Event.TRY)
+    assert play.placement.decide(4.9) is None, "most plans are there by then"
+    assert play.placement.wake_s(0.0) == 5.0
+    play.now_s = 5.0
+    assert play.settle() == "quick"
+    assert play.state("slow") is State.TRYING
+    assert play.placement.wake_s(5.0) is None, "only the end of the build changes anything"
+    play.now_s = 600.0
+    play.tell("slow", Event.PROVE)
+    assert play.settle() == "slow"
 
 
 def test_wrong_results_end_it_at_once() -> None:

@@ -2,7 +2,8 @@
 
 Time is folded T-major into the batch: (T·B, …), step 0 of all samples first. Stateless nodes run once for all steps,
 what depends on constant inputs only runs once for the sample, regions run step by step: *unrolled* (T copies) or as one
-*Scan* each. Sequences come in as (T, B, *shape), constants as (B, *shape); the output ``readout`` is (B, classes).
+*Scan* each. Sequences come in as (T, B, *shape), constants as (B, *shape); the output ``readout`` is (B, classes), or
+``outputs`` (T, B, classes) for an engine that reads them out itself.
 
 Relies on what ``checks`` guarantees: axis 0 is the batch everywhere and no node mixes samples.
 """
@@ -22,6 +23,7 @@ from edged.bundle.graph.analysis import Region, Shift, Stateless, parts
 from edged.bundle.graph.builder import assemble
 from edged.bundle.graph.spec import BATCH, READOUT, GraphSpec, ReadoutSpec, StateSpec
 
+OUTPUTS = "outputs"  # of a raw window
 Form = Literal["unrolled", "scan"]
 
 
@@ -45,9 +47,9 @@ class _Value:
         return not (self.constant or self.static)
 
 
-def window_plan(model: onnx.ModelProto, spec: GraphSpec, form: Form) -> onnx.ModelProto:
-    """One run = one window. ``form`` says how regions run through time; both compute the same."""
-    return _Window(model, spec, form).derive()
+def window_plan(model: onnx.ModelProto, spec: GraphSpec, form: Form, *, raw: bool = False) -> onnx.ModelProto:
+    """One run = one window. ``form`` says how regions run through time; both compute the same. ``raw``: no readout."""
+    return _Window(model, spec, form).derive(raw=raw)
 
 
 class _Window:
@@ -65,7 +67,7 @@ class _Window:
         self.zeros: dict[tuple[int, ...], str] = {}
         self.batch = ""
 
-    def derive(self) -> onnx.ModelProto:
+    def derive(self, *, raw: bool) -> onnx.ModelProto:
         steps = self.spec.timesteps
         for spec in self.spec.inputs:
             name, shape = spec.name, spec.shape
@@ -79,11 +81,16 @@ class _Window:
                 self.unroll(part)
             else:
                 self.scan(part)
-        self.read_out(self.stacked(self.values[self.spec.output]), self.spec.readout)
+        y = self.stacked(self.values[self.spec.output])
+        if raw:
+            self.node("Identity", [y], OUTPUTS)
+        else:
+            self.read_out(y, self.spec.readout)
         inputs = [
             _info(i.name, [steps, BATCH, *i.shape] if i.sequence else [BATCH, *i.shape]) for i in self.spec.inputs
         ]
-        output = _info(READOUT, [BATCH, self.spec.classes])
+        classes = self.spec.classes
+        output = _info(OUTPUTS, [steps, BATCH, classes]) if raw else _info(READOUT, [BATCH, classes])
         return assemble(helper.make_graph(self.nodes, f"window-{self.form}", inputs, [output], self.initializers))
 
     # Nodes

@@ -25,6 +25,10 @@ from edged.engines.worker.serve import Server
 
 ENGINES = {  # each module has a class ``Engine``
     "onnxruntime": "edged.engines.worker.onnxruntime",
+    "tensorrt": "edged.engines.worker.tensorrt.f32",
+    "tensorrt-fp16": "edged.engines.worker.tensorrt.fp16",
+    "tensorrt-int8": "edged.engines.worker.tensorrt.int8",
+    "tensorrt-rtx": "edged.engines.worker.tensorrt.rtx",
     "lava": "edged.engines.worker.lava.cpu",
     "lava-fixed": "edged.engines.worker.lava.cpu_fixed",
     "lava-sim": "edged.engines.worker.lava.sim",

@@ -2,15 +2,18 @@
 
 One directory per key (model, engine, version, device, options); in it ``NAME.onnx`` or whatever the engine writes, and
 ``NAME.json`` with the engine's notes and one SHA-256 for both. The record is renamed into place last, so a torn write,
-a power cut or a flipped bit shows as a wrong hash, and the plan is built again. A full or read-only disk costs the
-cache, never the engine. Standard library only.
+a power cut or a flipped bit shows as a wrong hash, and the plan is built again. Whoever builds holds a lock on its
+scratch directory; one that nobody holds was left by a worker that was killed, and the next build clears it away. A full
+or read-only disk costs the cache, never the engine. Standard library only.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import platform
 import shutil
 import tempfile
@@ -18,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+SCRATCH = ".building-"
 KEPT = 16  # keys an engine keeps: a device runs a few models; updates must not fill the disk over the years
 
 
@@ -51,7 +55,9 @@ class PlanCache:
         """A directory beside the plans to build in, gone afterwards; None where nothing can be written."""
         try:
             self._path.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=str(self._path)))
+            self._clear()
+            scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=str(self._path)))
+            lock = _locked(scratch)
         except OSError as error:
             print(f"plans are not cached: {error}", flush=True)
             yield None
@@ -60,6 +66,17 @@ class PlanCache:
             yield scratch
         finally:
             shutil.rmtree(str(scratch), ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
+
+    def _clear(self) -> None:
+        """Take away what killed builds left."""
+        for left in self._path.glob(f"{SCRATCH}*"):
+            with contextlib.suppress(OSError):
+                lock = _locked(left)
+                if lock is not None:
+                    shutil.rmtree(str(left), ignore_errors=True)
+                    os.close(lock)
 
     def keep(self, name: str, built: Path, notes: dict[str, Any]) -> None:
         """Move a plan out of the scratch directory into its place, then its record, as far as the disk allows."""
@@ -77,6 +94,17 @@ class PlanCache:
         keys = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
         for old in keys[KEPT:]:
             shutil.rmtree(str(old), ignore_errors=True)
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor that holds the lock of a directory; None where another process does. Raises OSError."""
+    descriptor = os.open(str(folder), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def cache_key(*parts: object) -> str:
