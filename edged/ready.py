@@ -83,7 +83,7 @@ async def make_ready(path: Path, recipe: Recipe) -> Ready:
     bundle = await asyncio.to_thread(open_bundle, path)
     recipe.on_stage(bundle, None)
     try:
-        plans = await ensure_plans(bundle, recipe.cache_dir)
+        plans = await ensure_plans(bundle, recipe.cache_dir, [spec.engine for spec in recipe.specs])
     except GraphRefused as error:
         raise ModelFailed(f"its graph is refused: {error.message}", error.hint) from None
     job = Job(bundle, recipe.max_batch, plans, recipe.cache_dir)
