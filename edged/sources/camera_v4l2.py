@@ -51,7 +51,10 @@ def _linuxpy() -> Any:
 
 def _start(v4l2: Any, camera: Any, stream: Any, wanted: Wanted) -> tuple[Picture, float]:
     try:
-        if v4l2.Capability.VIDEO_CAPTURE not in camera.info.device_capabilities:
+        has = camera.info.device_capabilities
+        if v4l2.Capability.VIDEO_CAPTURE_MPLANE in has:
+            raise Unfit("its driver knows only multi-planar buffers, which cannot be read here (docs/cameras.md)")
+        if v4l2.Capability.VIDEO_CAPTURE not in has:
             raise Unfit("captures no video; a camera has a node for that, and perhaps others beside it")
         picture = _set_format(v4l2, camera, wanted)
         rate = _set_rate(v4l2, camera, wanted.rate)

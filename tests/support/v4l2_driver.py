@@ -34,7 +34,7 @@ class Driver:
     stepwise: tuple[Size, Size, Size] | None = None
     lists_sizes: bool = True
     sets_rates: bool = True
-    captures: bool = True
+    kind: str = "VIDEO_CAPTURE"
     space: int = 8
     fails: dict[str, int] = field(default_factory=dict)  # ioctl → errno
     streaming: bool = False
@@ -69,7 +69,7 @@ class Driver:
         return arguments[0]
 
     def _querycap(self, found: Any) -> None:
-        kind = raw.Capability.VIDEO_CAPTURE if self.captures else raw.Capability.META_CAPTURE
+        kind = raw.Capability[self.kind]
         found.capabilities = raw.Capability.DEVICE_CAPS | kind | raw.Capability.STREAMING
         found.device_caps = kind | raw.Capability.STREAMING
 
