@@ -29,7 +29,8 @@ T = TypeVar("T")
 
 
 class WorkerEngine:
-    """Implements ``edged.ports.Engine``. ``patience_s``: how long a call waits for a worker, None for ever.
+    """Implements ``edged.ports.Engine``. ``patience_s``: how long a call waits for a worker, None for ever. ``spare``
+    belongs to whoever gives it; without one the engine has its own.
 
     ``on_change`` hears of every worker that is ready (True) or lost (False, and why), before any call can.
     """
@@ -42,6 +43,7 @@ class WorkerEngine:
         budget: Budget | None = None,
         patience_s: float | None = None,
         on_change: Callable[[bool, str], None] = lambda _, __: None,
+        spare: Spare | None = None,
     ) -> None:
         self.name = spec.engine
         self.max_batch = job.max_batch
@@ -55,7 +57,8 @@ class WorkerEngine:
         self._on_change = on_change
         self._supervisor = Supervisor(budget)
         self._life: WorkerLife | None = None
-        self._spare = Spare(spec)
+        self._spare = spare or Spare(spec)
+        self._has_own_spare = spare is None
         self._error: EngineError | None = None
         self._obituary: dict[str, object] = {}
         self._ready = asyncio.Event()
@@ -95,7 +98,8 @@ class WorkerEngine:
             self._move(Event.ENDED)
             self._over = True
             self._ready.set()  # whoever still waits for a worker learns that there will be none
-            await self._spare.end()
+            if self._has_own_spare:
+                await self._spare.end()
             log.info("engine stopped", extra=self._extra())
 
     def keep_spare(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import socket
 import sys
 import time
@@ -44,6 +45,12 @@ class WorkerSpec:
     device: str = ""  # that it needs, by kind, short name or link; empty: none
     engine_file: Path | None = None  # a class ``Engine`` of somebody else's, instead of an engine of ours
     host: Path | None = None  # a socket behind which systemd starts workers; where nobody made it, the daemon does
+
+    def missing(self) -> str:
+        """Why a worker cannot even be started, empty if it can."""
+        if not self.python or shutil.which(self.python):
+            return ""
+        return f"there is no interpreter {self.python}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -24,6 +23,7 @@ import msgspec
 from edged.domain import Array
 from edged.engines.engine import WorkerEngine
 from edged.engines.life import Job, WorkerSpec
+from edged.engines.spare import Spare
 from edged.errors import EdgedError, EngineAway, EngineError, EngineLost, EngineRefused
 from edged.placement import Act, Decision, Event, Placement, Site, State
 from edged.ports import Inference
@@ -78,6 +78,7 @@ class PlacedEngine:
         self._devices: dict[str, str] = {}  # why the device of an engine is not here
         self._errors: dict[str, EdgedError] = {}  # why an engine does not serve
         self._leaving: set[_Post] = set()  # being ended
+        self._spares = {spec.engine: Spare(spec) for spec in specs}  # they outlive an engine that gave way
         self._ended_lost = 0
         self._ended_crashes = 0
         self._ended_loss = ""
@@ -148,7 +149,8 @@ class PlacedEngine:
             await asyncio.gather(*self._proofs, return_exceptions=True)
             for name in list(self._posts):
                 self._retire(name)
-            await asyncio.gather(*self._ends, return_exceptions=True)
+            ends = [spare.end() for spare in self._spares.values()]
+            await asyncio.gather(*self._ends, *ends, return_exceptions=True)
 
     async def wait_serving(self, attempts: int | None) -> None:
         """Return once an engine serves. Raises what the engines said when none can run the model.
@@ -234,7 +236,14 @@ class PlacedEngine:
         def on_change(stands: bool, reason: str) -> None:
             self._on_change(name, engine, stands, reason)
 
-        engine = WorkerEngine(self._specs[name], self._job, budget=self._budget, patience_s=0.0, on_change=on_change)
+        engine = WorkerEngine(
+            self._specs[name],
+            self._job,
+            budget=self._budget,
+            patience_s=0.0,
+            on_change=on_change,
+            spare=self._spares[name],
+        )
         self._posts[name] = _Post(engine, asyncio.create_task(engine.run(), name=f"engine:{name}"))
         self._posts[name].proof = self._start(self._prove(name, engine), self._proofs)
 
@@ -263,7 +272,7 @@ class PlacedEngine:
         self._name = name
         self._tell(name, Event.SERVE)
         if self.placement.standby:
-            self._posts[name].engine.keep_spare()
+            self._spares[name].keep()
 
     def _retire(self, name: str, drain_s: float = DRAIN_S) -> None:
         """End a worker, once the calls that are with it are answered."""
@@ -331,10 +340,11 @@ class PlacedEngine:
 
     def _see(self, name: str) -> None:
         state, post = self.placement.sites[name].state, self._posts.get(name)
-        missing = self._devices.get(name, "") or ("" if post is not None else _missing(self._specs[name]))
+        missing = self._devices.get(name, "") or ("" if post is not None else self._specs[name].missing())
         if missing and state is not State.ABSENT:
             self._errors[name] = EngineLost(missing)
             self._tell(name, Event.MISSING, missing)
+            self._start(self._spares[name].end(), self._ends)
             if post is not None:
                 if post.proof is not None:
                     post.proof.cancel()
@@ -386,10 +396,3 @@ def _is_over(site: Site, attempts: int | None) -> bool:
         return site.state is State.UNFIT
     rests = site.state is State.RESTING and site.failures >= attempts
     return rests or site.state in (State.UNFIT, State.ABSENT)
-
-
-def _missing(spec: WorkerSpec) -> str:
-    """Why an engine cannot even be started."""
-    if not spec.python or shutil.which(spec.python):
-        return ""
-    return f"there is no interpreter {spec.python}"

@@ -20,7 +20,7 @@ RETRY_S = 10.0  # after one that did not come up: the engine itself says why as 
 
 
 class Spare:
-    """Keeps one for an engine from the first ``keep`` until ``end``."""
+    """Keeps one for an engine from ``keep`` until ``end``; both may come again."""
 
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
@@ -44,9 +44,10 @@ class Spare:
 
     async def end(self) -> None:
         """Leave none."""
-        if self._keeping is not None:
-            self._keeping.cancel()
-            await asyncio.gather(self._keeping, return_exceptions=True)
+        keeping, self._keeping = self._keeping, None
+        if keeping is not None:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
 
     async def _keep(self) -> None:
         while True:

@@ -16,7 +16,7 @@ from edged.engines import spare as spares
 from edged.engines.engine import WorkerEngine
 from edged.engines.life import WorkerSpec
 from edged.engines.placed import PlacedEngine
-from edged.placement import Placement
+from edged.placement import Placement, State
 from tests.support import fault_engine
 from tests.support.plans import frames, make_job
 
@@ -116,17 +116,27 @@ def test_a_spare_that_dies_is_replaced_and_harms_nothing(tmp_path: Path) -> None
     asyncio.run(main())
 
 
-def test_with_a_standby_the_engine_that_serves_has_a_spare_too(tmp_path: Path) -> None:
+def test_with_a_standby_the_engine_that_serves_has_a_spare_which_outlives_that_it_gave_way(tmp_path: Path) -> None:
     async def proved(engine: WorkerEngine) -> float | None:
         await engine.infer(frames(1))
         return None
 
     async def main() -> None:
         specs = [SPEC, WorkerSpec("other", load_deadline_s=20.0, engine_file=SPEC.engine_file)]
-        engine = PlacedEngine(specs, make_job(tmp_path), proved, Placement(["echo", "other"], standby=True))
+        placement = Placement(["echo", "other"], standby=True)
+        engine = PlacedEngine(specs, make_job(tmp_path), proved, placement)
         task = asyncio.create_task(engine.run())
         await engine.wait_serving(None)
-        pid = await spare_pid(engine._posts["echo"].engine)
+        first = engine._posts["echo"].engine
+        pid = await spare_pid(first)
+        async with asyncio.timeout(20):
+            while placement.sites["other"].state is not State.PROVED:
+                await asyncio.sleep(0.01)
+            kill(first.facts().pid)
+            while engine.name != "other" or first in engine._engines():
+                await asyncio.sleep(0.01)
+        assert await answers(engine) is not None
+        assert await spare_pid(first) == pid
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert is_gone(pid)
