@@ -72,6 +72,7 @@ def _run(settings: FeederConfig, socket_path: Path) -> int:
     account = Account(settings.name)
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: _stop(stop))
+    threading.excepthook = _end_with
     notifier = Notifier()
     notifier.ready(account.line())
     reporter = threading.Thread(target=report, args=(account, notifier, stop), name="report", daemon=True)
@@ -97,6 +98,13 @@ def _feed(settings: FeederConfig, kit: Kit) -> int:
     from edged.feeders import rtsp
 
     return rtsp.run(settings, kit)
+
+
+def _end_with(defect: threading.ExceptHookArgs) -> None:
+    """A defect in any thread ends the process, so that it is started again: half a feeder would only look alive."""
+    where = defect.thread.name if defect.thread else "?"
+    log.critical("defect in a thread", extra={"thread": where}, exc_info=defect.exc_value)
+    os._exit(ExitCode.FAILED)
 
 
 def _stop(stop: threading.Event) -> None:

@@ -11,13 +11,14 @@ import socket
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from edged import unix_socket
 from edged.errors import EdgedError
 
+T = TypeVar("T")
 ANSWER_S = 60.0  # a full queue that blocks holds a frame back; after this it is handed in again
 MAX_KEY = 200  # characters, as docs/http.md says
 UNSURE = (500, 502, 504)  # the daemon failed; unless it says that the frame is stored, that may have been for once
@@ -123,7 +124,7 @@ class Daemon:
         status, body = self._ask("GET", f"/v2/models/{self._name}", None, {})
         if status != 200:
             raise Away(f"the daemon does not serve model {self._name}: {_error(body).error or status}")
-        told = msgspec.json.decode(body, type=_Metadata)
+        told = _decoded(body, _Metadata)
         self._input = told.inputs[0].name
         return Model(told.name, self._input, told.inputs[0].shape[1:], _event_rule(told.parameters))
 
@@ -185,7 +186,7 @@ class _Connection(http.client.HTTPConnection):
 
 def _outcome(status: int, body: bytes) -> Handed | Refused:
     if status == 200:
-        answer = msgspec.json.decode(body, type=_Answer)
+        answer = _decoded(body, _Answer)
         return Handed(str(answer.outputs[0].data[0]), answer.parameters.seq, answer.parameters.duplicate)
     told = _error(body)
     reason = told.error or f"status {status}"
@@ -194,6 +195,13 @@ def _outcome(status: int, body: bytes) -> Handed | Refused:
     if status in (400, 413):
         return Refused(reason, is_stored=False)
     raise (Broken if status in UNSURE else Away)(reason)
+
+
+def _decoded(body: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Broken(f"the daemon's answer is not understood: {error}", "are both of one version?") from None
 
 
 def _error(body: bytes) -> _Error:

@@ -29,7 +29,7 @@ from edged.errors import ConfigError, FrameRejected
 from edged.feeder_config import STDIN, EventsFeeder
 from edged.feeders.daemon import Content, EventRule
 from edged.feeders.event_stream import LiveEvents, Piece, Window, Windows, dat_bytes
-from edged.feeders.handing import Hander, Latest, Make
+from edged.feeders.handing import Courier, Latest, Make
 from edged.feeders.kit import DRAIN_S, ExitCode, Kit
 from edged.sources.decode import decode
 from edged.sources.line import open_line
@@ -47,9 +47,9 @@ Hand = Callable[[str, Make], object]
 
 def run(settings: EventsFeeder, kit: Kit) -> ExitCode:
     """Feed until the recordings end, or live bytes do, or a stop. Raises ConfigError."""
-    hander = kit.hander(settings.model)
+    courier = kit.courier(settings.model)
     try:
-        model = hander.model()
+        model = courier.model()
         if model is None:
             return ExitCode.OK
         rule = model.events
@@ -57,23 +57,23 @@ def run(settings: EventsFeeder, kit: Kit) -> ExitCode:
             raise ConfigError(
                 f"model {model.name} takes no events", "its manifest says what it takes: edged bundle show"
             )
-        with _handing(hander, settings, kit) as hand:
+        with _handing(courier, settings, kit) as hand:
             (_Live if settings.is_live else _Recordings)(settings, kit, rule, hand).run()
     finally:
-        hander.close()
+        courier.close()
     is_short = not settings.is_live and kit.account.counts.refused > 0
     return ExitCode.REFUSED if is_short else ExitCode.OK
 
 
 @contextlib.contextmanager
-def _handing(hander: Hander, settings: EventsFeeder, kit: Kit) -> Iterator[Hand]:
+def _handing(courier: Courier, settings: EventsFeeder, kit: Kit) -> Iterator[Hand]:
     """How frames are handed in: one after the other, or the latest by a thread of its own."""
     keep = settings.keep or ("latest" if settings.is_live and not _can_wait(settings.path) else "all")
     if keep == "all":
-        yield lambda key, make: hander.hand(key, make())
+        yield lambda key, make: courier.hand(key, make())
         return
-    latest = Latest(hander, kit.account)
-    thread = threading.Thread(target=latest.serve, name="hander", daemon=True)
+    latest = Latest(courier, kit.account)
+    thread = threading.Thread(target=latest.serve, name="courier", daemon=True)
     thread.start()
     try:
         yield latest.put

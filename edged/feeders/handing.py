@@ -1,6 +1,6 @@
 """Hands frames to the daemon until each has ended; what happens while the daemon is slower is said here, in two ways.
 
-- ``Hander`` keeps at it: longer waits between attempts, never for ever, always with the same key, so that nothing is
+- ``Courier`` keeps at it: longer waits between attempts, never for ever, always with the same key, so that nothing is
   lost and nothing is stored twice. Who calls it waits, and so does whoever feeds him.
 - ``Latest`` is for what cannot wait: one frame waits for the daemon, a newer one takes its place, and the former is
   counted as dropped.
@@ -26,7 +26,7 @@ TELL_AFTER = 3  # attempts, until a wait is told: a full queue and a short resta
 Make = Callable[[], Content]
 
 
-class Hander:
+class Courier:
     """Hands frames in, one after the other. For one thread; ``stop`` ends every wait."""
 
     def __init__(self, socket_path: Path, model: str, account: Account, stop: threading.Event) -> None:
@@ -94,8 +94,8 @@ class Latest:
     A frame is brought as a function that makes its content, so that a dropped one costs nothing.
     """
 
-    def __init__(self, hander: Hander, account: Account) -> None:
-        self._hander = hander
+    def __init__(self, courier: Courier, account: Account) -> None:
+        self._courier = courier
         self._account = account
         self._changed = threading.Condition()
         self._waiting: tuple[str, Make] | None = None
@@ -114,7 +114,7 @@ class Latest:
         """Hand in what waits, until ``finish`` or a stop."""
         while (frame := self._next()) is not None:
             key, make = frame
-            if self._hander.hand(key, make()) is None:  # stopped; nobody hands this one in any more
+            if self._courier.hand(key, make()) is None:  # stopped; nobody hands this one in any more
                 self._account.count(dropped=1)
             with self._changed:
                 self._busy = False

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edged.feeders.account import Account
-from edged.feeders.handing import Hander
+from edged.feeders.handing import Courier
 
 DRAIN_S = 2.0  # frames that are on their way at a stop get this long
 
@@ -32,6 +32,6 @@ class Kit:
     account: Account
     stop: threading.Event
 
-    def hander(self, model: str) -> Hander:
+    def courier(self, model: str) -> Courier:
         """A connection to the daemon, for one thread."""
-        return Hander(self.socket_path, model, self.account, self.stop)
+        return Courier(self.socket_path, model, self.account, self.stop)

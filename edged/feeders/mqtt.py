@@ -33,7 +33,7 @@ from edged.backoff import Backoff
 from edged.errors import EdgedError, FrameRejected
 from edged.feeder_config import PORTS, MqttFeeder, MqttTopic, address
 from edged.feeders.credentials import password
-from edged.feeders.handing import Hander
+from edged.feeders.handing import Courier
 from edged.feeders.inbox import OWN_BYTES, Inbox
 from edged.feeders.kit import DRAIN_S, ExitCode, Kit
 from edged.feeders.message import Message, frame_of
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 10.0
 PACKET_BYTES = 27 << 20  # a frame has 26 MiB at most; the broker keeps larger messages to itself
-HANDERS = 8  # threads that hand in; commits share an fsync, so more gain little
+COURIERS = 8  # threads that hand in; commits share an fsync, so more gain little
 LOOK_S = 0.2  # how soon a stop is seen
 
 
@@ -96,15 +96,15 @@ class Pending:
 
 def run(settings: MqttFeeder, kit: Kit) -> ExitCode:
     """Feed until a stop. Raises ConfigError where a password cannot be read."""
-    hander = kit.hander(settings.model)
-    model = hander.model()
-    hander.close()
+    courier = kit.courier(settings.model)
+    model = courier.model()
+    courier.close()
     if model is None:
         return ExitCode.OK
     arrived: Inbox[Pending] = Inbox()
     workers = [
-        threading.Thread(target=_hand_all, args=(settings, model.shape, kit, arrived), name=f"hander-{i}", daemon=True)
-        for i in range(min(HANDERS, settings.in_flight))
+        threading.Thread(target=_hand_all, args=(settings, model.shape, kit, arrived), name=f"courier-{i}", daemon=True)
+        for i in range(min(COURIERS, settings.in_flight))
     ]
     for worker in workers:
         worker.start()
@@ -121,15 +121,15 @@ def run(settings: MqttFeeder, kit: Kit) -> ExitCode:
 
 def _hand_all(settings: MqttFeeder, shape: tuple[int, ...], kit: Kit, arrived: Inbox[Pending]) -> None:
     """One thread that hands messages in until a stop."""
-    hander = kit.hander(settings.model)
+    courier = kit.courier(settings.model)
     while not kit.stop.is_set():
         one = arrived.get(LOOK_S)
-        if one is not None and _hand(settings, shape, kit, hander, one.message) and one.qos:
+        if one is not None and _hand(settings, shape, kit, courier, one.message) and one.qos:
             one.acks.done(one)
-    hander.close()
+    courier.close()
 
 
-def _hand(settings: MqttFeeder, shape: tuple[int, ...], kit: Kit, hander: Hander, message: Message) -> bool:
+def _hand(settings: MqttFeeder, shape: tuple[int, ...], kit: Kit, courier: Courier, message: Message) -> bool:
     """Whether a message has ended: its frame did, or it is none."""
     rule = rule_of(settings.topic, message.topic)
     try:
@@ -139,7 +139,7 @@ def _hand(settings: MqttFeeder, shape: tuple[int, ...], kit: Kit, hander: Hander
     except FrameRejected as error:
         kit.account.refuse(message.topic, str(error))
         return True
-    return hander.hand(key, content) is not None
+    return courier.hand(key, content) is not None
 
 
 def rule_of(rules: Sequence[MqttTopic], topic: str) -> MqttTopic | None:

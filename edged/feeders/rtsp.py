@@ -35,6 +35,7 @@ from edged.feeders.message import npy
 
 log = logging.getLogger(__name__)
 
+PROTOCOLS = "rtsp,rtsps,rtp,srtp,tcp,udp,tls"  # a camera cannot send us to a file or a web page
 FORMATS = {"rgb": "rgb24", "gray": "gray"}
 
 
@@ -42,18 +43,16 @@ def run(settings: RtspFeeder, kit: Kit) -> ExitCode:
     """Feed until a stop. Raises ConfigError where a password cannot be read."""
     av.logging.set_level(None)  # FFmpeg's own words hold the address, password included
     _location(settings)
-    latest = Latest(kit.hander(settings.model), kit.account)
+    latest = Latest(kit.courier(settings.model), kit.account)
     camera = _Camera(settings, kit, latest)
     threads = [
-        threading.Thread(target=latest.serve, name="hander", daemon=True),
+        threading.Thread(target=latest.serve, name="courier", daemon=True),
         threading.Thread(target=camera.run, name="camera", daemon=True),  # may sit in a read until its timeout
     ]
     for thread in threads:
         thread.start()
     kit.stop.wait()
     latest.finish(DRAIN_S)
-    if camera.defect is not None:
-        raise camera.defect
     return ExitCode.OK
 
 
@@ -61,7 +60,6 @@ class _Camera:
     """Reads pictures, connection after connection."""
 
     def __init__(self, settings: RtspFeeder, kit: Kit, latest: Latest) -> None:
-        self.defect: Exception | None = None
         self._settings = settings
         self._kit = kit
         self._latest = latest
@@ -71,14 +69,10 @@ class _Camera:
         self._backoff = Backoff(lambda: random.uniform(0.5, 1))  # noqa: S311 -- spreads reconnections only
 
     def run(self) -> None:
-        """Read until a stop; a defect of ours stops the feeder."""
-        try:
-            while not self._kit.stop.is_set():
-                self._read_once()
-                self._kit.stop.wait(self._backoff.wait_s())
-        except Exception as error:  # raised again by the main thread
-            self.defect = error
-            self._kit.stop.set()
+        """Read until a stop."""
+        while not self._kit.stop.is_set():
+            self._read_once()
+            self._kit.stop.wait(self._backoff.wait_s())
 
     def _read_once(self) -> None:
         """One connection, from dialling to its end."""
@@ -100,7 +94,7 @@ class _Camera:
 
     def _opened(self) -> InputContainer:
         settings = self._settings
-        options = {"rtsp_transport": settings.transport, "fflags": "nobuffer"}
+        options = {"rtsp_transport": settings.transport, "fflags": "nobuffer", "protocol_whitelist": PROTOCOLS}
         return av.open(_location(settings), options=options, timeout=settings.timeout_s)
 
     def _begin(self, picture: VideoFrame) -> None:

@@ -43,7 +43,7 @@ def test_every_kind_of_feeder_and_every_exit_code_is_described() -> None:
     assert {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)} == {int(code) for code in ExitCode}
 
 
-def test_the_example_hands_frames_in_once_and_says_what_is_refused(tmp_path: Path) -> None:
+def test_the_example_hands_frames_in_once_and_mistakes_are_named(tmp_path: Path) -> None:
     images, truth = (array[:5] for array in data.held_out())
     files = []
     for number, image in enumerate(images):
@@ -58,7 +58,13 @@ def test_the_example_hands_frames_in_once_and_says_what_is_refused(tmp_path: Pat
         command = [sys.executable, str(ROOT / "docs" / "examples" / "feeder.py"), str(device.runtime / "http.sock")]
         command += ["digits", *files, str(tmp_path / "bad.png")]
         first, again = (subprocess.run(command, capture_output=True, text=True, timeout=60) for _ in range(2))
+        flags = ["--socket", str(device.runtime / "http.sock"), "--model", "digits", "--path", str(tmp_path)]
+        events = subprocess.run(
+            [sys.executable, "-m", "edged.feeders", "events", *flags], cwd=ROOT, capture_output=True
+        )
         stored = rows(device)
+    assert events.returncode == ExitCode.CONFIG
+    assert b"model digits takes no events" in events.stderr
     assert first.returncode == 0, first.stderr
     *labels, refused = first.stdout.splitlines()
     assert again.stdout.splitlines()[:-1] == labels

@@ -144,15 +144,3 @@ def write_slowly(fifo: Path, stream: bytes) -> None:
         for begin in range(0, len(stream), 1237):
             file.write(stream[begin : begin + 1237])
             time.sleep(0.005)
-
-
-def test_a_model_that_takes_no_events_and_a_folder_without_recordings_are_mistakes(tmp_path: Path) -> None:
-    with Device(tmp_path / "device", 1883) as device:
-        device.start("daemon")
-        device.wait_ready()
-        flags = ["events", "--socket", str(device.runtime / "http.sock"), "--model", "digits", "--path", str(tmp_path)]
-        done = subprocess.run(
-            [sys.executable, "-m", "edged.feeders", *flags], cwd=ROOT, capture_output=True, timeout=60
-        )
-    assert done.returncode == ExitCode.CONFIG
-    assert b"model digits takes no events" in done.stderr

@@ -88,7 +88,7 @@ def wait_committed(device: Device, count: int, timeout_s: float = 40) -> None:
     wait_until(lambda: committed(device) >= count, timeout_s, lambda: f"{device.status()}\n{device.log('daemon')()}")
 
 
-def settled(device: Device, quiet_s: float = 3.0) -> int:
+def settled(device: Device, quiet_s: float = 2.0) -> int:
     """How many frames have a result once no more come."""
     last, since = committed(device), time.monotonic()
     while time.monotonic() - since < quiet_s:

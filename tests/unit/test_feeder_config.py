@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
+from edged.check import feeders
+from edged.config import load, validate
 from edged.errors import ConfigError
 from edged.feeder_config import EventsFeeder, MqttFeeder, RtspFeeder
 from edged.feeders import cli
 from edged.feeders.credentials import password
 from edged.feeders.kit import ExitCode
 from edged.settings import InvalidSettings, Problem, parse
+from tests.support.device import BUNDLE as DIGITS
 
 TOPIC = {"filter": "plant/+/vibration", "payload": "json", "key": "field:id"}
 GOOD: dict[str, dict[str, Any]] = {
@@ -162,3 +165,24 @@ def test_a_password_comes_from_a_file_or_the_environment(tmp_path: Path, monkeyp
         password(tmp_path / "gone", "")
     with pytest.raises(ConfigError, match="no GONE"):
         password(None, "GONE")
+
+
+def test_check_says_which_feeder_nobody_listens_to(tmp_path: Path) -> None:
+    (tmp_path / "edged.toml").write_text(
+        '[device]\nid = "edge-1"\nstate_dir = "state"\nruntime_dir = "run"\n'
+        f'[[pipeline]]\nname = "a"\nmodel = "{DIGITS}"\n[[pipeline.source]]\ntype = "http"\nname = "requests"\n'
+        '[[pipeline]]\nname = "b"\nmodel = "nmnist"\n[[pipeline.source]]\ntype = "spool"\nname = "s"\npath = "s"\n'
+        '[[feeder]]\ntype = "rtsp"\nname = "heard"\nmodel = "digits"\nurl = "rtsp://camera/x"\n'
+        '[[feeder]]\ntype = "events"\nname = "deaf"\nmodel = "nmnist"\npath = "rec"\n'
+    )
+    heard, deaf = feeders(load(tmp_path / "edged.toml"))
+    assert (heard.what, heard.problem) == ("feeder heard", "")
+    assert deaf.problem == "no pipeline with model nmnist has a source of type http"
+
+
+def test_two_feeders_of_one_name_are_a_mistake_of_the_configuration(tmp_path: Path) -> None:
+    feeder = GOOD["events"] | {"type": "events"}
+    table = {"device": {"id": "a"}, "pipeline": [], "feeder": [feeder, feeder | {"path": "-"}]}
+    with pytest.raises(InvalidSettings) as caught:
+        validate(table, tmp_path)
+    assert {problem.key for problem in caught.value.problems} >= {"feeder.name", "feeder[1].format"}

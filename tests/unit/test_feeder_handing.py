@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from edged.feeders import handing
 from edged.feeders.account import Account, Counts
 from edged.feeders.daemon import Away, Broken, Content, Daemon, Handed, Refused
-from edged.feeders.handing import GIVE_UP, Hander, Latest
+from edged.feeders.handing import GIVE_UP, Courier, Latest
 from edged.feeders.inbox import OWN_BYTES, Inbox
 from edged.feeders.message import Message
 from edged.feeders.mqtt import Acks, Pending
@@ -54,9 +54,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handing, "MOST_S", 0.002)
 
 
-def hander(daemon: FakeDaemon, account: Account, stop: threading.Event | None = None) -> Hander:
-    made = Hander(Path("/none"), "digits", account, stop or threading.Event())
-    made._daemon = daemon  # type: ignore[assignment]  # the fake answers what a Hander asks
+def courier(daemon: FakeDaemon, account: Account, stop: threading.Event | None = None) -> Courier:
+    made = Courier(Path("/none"), "digits", account, stop or threading.Event())
+    made._daemon = daemon  # type: ignore[assignment]  # the fake answers what a Courier asks
     return made
 
 
@@ -64,7 +64,7 @@ def hander(daemon: FakeDaemon, account: Account, stop: threading.Event | None = 
 def test_a_frame_is_handed_in_with_its_key_until_there_is_an_answer() -> None:
     daemon = FakeDaemon([Away("gone"), Away("busy"), Broken("fault"), Away("gone"), Handed("7", 3, duplicate=True)])
     account = Account("yard")
-    assert hander(daemon, account).hand("k", CONTENT) == Handed("7", 3, duplicate=True)
+    assert courier(daemon, account).hand("k", CONTENT) == Handed("7", 3, duplicate=True)
     assert daemon.asked == ["k"] * 5
     assert account.counts == Counts(handed=1, duplicates=1)
 
@@ -72,7 +72,7 @@ def test_a_frame_is_handed_in_with_its_key_until_there_is_an_answer() -> None:
 @pytest.mark.usefixtures("quick")
 def test_a_frame_that_breaks_the_daemon_is_given_up_and_another_goes_on() -> None:
     daemon, account = FakeDaemon([Broken("fault") for _ in range(GIVE_UP + 1)]), Account("yard")
-    one = hander(daemon, account)
+    one = courier(daemon, account)
     outcome = one.hand("bad", CONTENT)
     assert isinstance(outcome, Refused) and "fault" in outcome.reason
     assert one.hand("good", CONTENT) == STORED
@@ -83,7 +83,7 @@ def test_a_frame_that_breaks_the_daemon_is_given_up_and_another_goes_on() -> Non
 @pytest.mark.usefixtures("quick")
 def test_a_daemon_that_is_away_is_waited_for_longer_than_one_that_breaks() -> None:
     daemon, account = FakeDaemon([Away("gone") for _ in range(5 * GIVE_UP)]), Account("yard")
-    assert hander(daemon, account).hand("k", CONTENT) == STORED
+    assert courier(daemon, account).hand("k", CONTENT) == STORED
     assert account.counts == Counts(handed=1)
 
 
@@ -92,7 +92,7 @@ def test_a_stop_ends_the_wait_and_says_that_the_frame_has_not_ended() -> None:
     daemon = FakeDaemon([Away("gone") for _ in range(100)])
     threading.Timer(0.2, stop.set).start()
     begun = time.monotonic()
-    assert hander(daemon, account, stop).hand("k", CONTENT) is None
+    assert courier(daemon, account, stop).hand("k", CONTENT) is None
     assert time.monotonic() - begun < 2
     assert account.counts == Counts()
 
@@ -106,7 +106,7 @@ def test_of_what_waits_for_a_slow_daemon_the_latest_is_handed_in() -> None:
         made.append(number)
         return CONTENT
 
-    latest = Latest(hander(daemon, account), account)
+    latest = Latest(courier(daemon, account), account)
     thread = threading.Thread(target=latest.serve)
     thread.start()
     for number in range(10):
@@ -124,7 +124,7 @@ def test_of_what_waits_for_a_slow_daemon_the_latest_is_handed_in() -> None:
 
 def test_a_stop_counts_what_nobody_will_hand_in() -> None:
     stop, account = threading.Event(), Account("yard")
-    latest = Latest(hander(FakeDaemon([Away("gone") for _ in range(100)]), account, stop), account)
+    latest = Latest(courier(FakeDaemon([Away("gone") for _ in range(100)]), account, stop), account)
     thread = threading.Thread(target=latest.serve)
     thread.start()
     latest.put("a", lambda: CONTENT)
