@@ -37,7 +37,8 @@ class Presence(_Message, frozen=True):
     """Topic ``status``: birth (online) and last will (offline) of one connection, with the same session id.
 
     A will can overtake the birth of the next connection: an offline whose session is not that of the last online
-    says nothing. ``time`` is absent from a will, because the broker speaks it.
+    says nothing. ``time`` is absent from a will, because the broker speaks it. An online device whose daemon cannot run
+    says why in ``safe_mode``; it is spoken again when that changes.
     """
 
     device: Name
@@ -46,6 +47,7 @@ class Presence(_Message, frozen=True):
     reason: Literal["connected", "stopped", "lost"]
     version: str
     time: Time | None = None
+    safe_mode: Annotated[str, msgspec.Meta(description="why the daemon cannot run; empty while it does")] = ""
 
 
 class Info(_Message, frozen=True):

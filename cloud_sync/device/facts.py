@@ -35,6 +35,7 @@ from edged import __version__
 from edged.status import LinkFacts, Status, StreamLinkFacts
 
 Severity = Literal["warning", "critical"]
+SAFE_MODE = "safe-mode"  # the state that stands in the daemon's status then (edged.safe_mode_page)
 STATUS_MODE = 0o660  # as every file that the two services share through their group
 
 
@@ -45,10 +46,11 @@ def letter(channel: Channel, topic: str, payload: bytes) -> Letter:
 
 
 class Teller:
-    """Builds the messages of one device; ``session`` changes with every connection."""
+    """Builds the messages of one device; ``session`` changes with every connection, ``safe_mode`` with the daemon."""
 
     def __init__(self, topics: DeviceTopics) -> None:
         self.session = ""
+        self.safe_mode = ""
         self._topics = topics
 
     def begin_session(self) -> Letter:
@@ -101,7 +103,13 @@ class Teller:
         self, state: Literal["online", "offline"], reason: Literal["connected", "stopped", "lost"], at: str | None
     ) -> Letter:
         presence = Presence(
-            device=self._topics.device, session=self.session, state=state, reason=reason, version=__version__, time=at
+            device=self._topics.device,
+            session=self.session,
+            state=state,
+            reason=reason,
+            version=__version__,
+            time=at,
+            safe_mode=self.safe_mode if state == "online" else "",
         )
         return letter(Channel.STATUS, self._topics.status, encode(presence))
 
@@ -125,6 +133,11 @@ class DaemonStatus:
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             self.facts, self._seen = None, None
         return self._seen != before
+
+
+def safe_mode(daemon: Status | None) -> str:
+    """Why the daemon cannot run, as safe mode wrote in its place; empty while it does."""
+    return "; ".join(daemon.reasons) if daemon is not None and daemon.state == SAFE_MODE else ""
 
 
 def stream_facts(lanes: Sequence[Lane]) -> tuple[StreamLinkFacts, ...]:

@@ -22,7 +22,16 @@ from cloud_sync.contract.results import ENVELOPE_BYTES, PAYLOAD_LIMIT_BYTES, Ori
 from cloud_sync.contract.topics import Channel, ContractError, DeviceTopics
 from cloud_sync.device.connection import Connection, Phase
 from cloud_sync.device.cursors import Cursors
-from cloud_sync.device.facts import DaemonStatus, Severity, Teller, letter, now, stream_facts, write_status
+from cloud_sync.device.facts import (
+    DaemonStatus,
+    Severity,
+    Teller,
+    letter,
+    now,
+    safe_mode,
+    stream_facts,
+    write_status,
+)
 from cloud_sync.device.link import Answered, Broker, Received
 from cloud_sync.device.settings import Settings
 from cloud_sync.device.tail import Tail
@@ -275,12 +284,20 @@ class Service:
         if last or at >= self._due.status:
             self._due.status = at + STATUS_EVERY_S
             self._info_due |= self._daemon.refresh()
+            self._tell_safe_mode()
             facts = self._facts()
             seen = msgspec.structs.replace(facts, wall_time="")
             if last or at >= self._due.heartbeat or seen != self._told:
                 self._told = seen
                 self._due.heartbeat = at + HEARTBEAT_S
                 self._write_status(facts)
+
+    def _tell_safe_mode(self) -> None:
+        """Speak the presence again when the daemon fell into safe mode, or left it."""
+        reason = safe_mode(self._daemon.facts)
+        if reason != self._teller.safe_mode:
+            self._teller.safe_mode = reason
+            self._connection.notify(self._teller.birth())
 
     def _write_status(self, facts: LinkFacts) -> None:
         try:

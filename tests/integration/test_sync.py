@@ -108,6 +108,25 @@ def test_a_killed_process_is_declared_lost_by_its_will(tmp_path: Path, broker: B
         assert again["session"] != online["session"]
 
 
+def test_safe_mode_is_told_in_the_status_topic_and_so_is_its_end(tmp_path: Path, broker: Broker) -> None:
+    def write(state: str, *reasons: str) -> None:
+        told = {"device": "cam-1", "version": "0.1.0", "state": state, "reasons": reasons}
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / "status.json.part").write_text(json.dumps(told))
+        (tmp_path / "run" / "status.json.part").replace(tmp_path / "run" / "status.json")
+
+    write("degraded", "engine lost")
+    with Ear(broker, f"{BASE}/status") as ear, Sync(tmp_path, broker.url):
+        ear.wait(presence)
+        write("safe-mode", "the configuration is wrong: device.id is missing")
+        ear.wait(lambda heard: len(presence(heard)) == 2)
+        write("ready")
+        told = presence(ear.wait(lambda heard: len(presence(heard)) == 3))
+    assert [one["safe_mode"] for one in told] == ["", "the configuration is wrong: device.id is missing", ""]
+    assert {one["state"] for one in told} == {"online"}
+    assert len({one["session"] for one in told}) == 1
+
+
 def test_a_fresh_row_leaves_at_once(tmp_path: Path, store: Store, broker: Broker) -> None:
     with Ear(broker, f"{BASE}/result/#") as ear, Sync(tmp_path, broker.url):
         waits = []
