@@ -16,7 +16,6 @@ import logging
 import os
 import select
 import stat
-import sys
 import threading
 import time
 import uuid
@@ -38,6 +37,7 @@ log = logging.getLogger(__name__)
 
 RECORDINGS = (".bs2", ".bin", ".dat", ".aedat")
 READ_BYTES = 64 << 10
+STDIN_FD = 0
 LOOK_S = 0.2  # how soon a stop is seen
 REOPEN_S = 0.5  # between two looks at a line that is away
 MOST_WINDOW_US = 1 << 32  # a window travels with times of 32 bits
@@ -175,6 +175,7 @@ class _Live:
         self._windows = Windows(rule)
         self._lost = 0
         self._number = 0
+        self._is_stdin = settings.path.name == STDIN
 
     def run(self) -> None:
         """Read and hand in until the end of standard input, or a stop."""
@@ -192,15 +193,15 @@ class _Live:
                 self._kit.account.say(f"the stream is refused: {error}")
             finally:
                 self._give(self._windows.flush())
-                if fd != sys.stdin.fileno():
+                if not self._is_stdin:
                     os.close(fd)
-            if self._settings.path.name == STDIN:
+            if self._is_stdin:
                 return
             self._kit.stop.wait(REOPEN_S)
 
     def _opened(self) -> int | None:
-        if self._settings.path.name == STDIN:
-            return sys.stdin.fileno()
+        if self._is_stdin:
+            return STDIN_FD
         try:
             return open_line(self._settings.path, self._settings.baud)
         except OSError as error:
@@ -210,7 +211,7 @@ class _Live:
     def _read_all(self, fd: int) -> None:
         """Read until the stream ends. Raises FrameRejected when it is of another kind."""
         stream = LiveEvents(self._settings.format)
-        is_named_fifo = self._settings.path.name != STDIN and stat.S_ISFIFO(os.fstat(fd).st_mode)
+        is_named_fifo = not self._is_stdin and stat.S_ISFIFO(os.fstat(fd).st_mode)
         heard = time.monotonic()
         while not self._kit.stop.is_set():
             if self._windows.is_open and time.monotonic() - heard >= self._settings.quiet_s:
