@@ -26,7 +26,7 @@ from edged.doctor.hardware import look
 from edged.doctor.machine import Machine, text_of
 from edged.errors import EdgedError
 
-UNITS = ("edged.service", "edged.socket", "edged-sync.service", "edged-worker@*", "edged-*")
+UNITS = ("edged.service", "edged.socket", "edged-sync.service", "edged-worker-*", "edged-*")
 JOURNAL_LINES, KERNEL_LINES = 5000, 1000
 FILES_LISTED = 5000
 Part = Callable[["Scene"], str]
@@ -99,7 +99,7 @@ def _workers(scene: Scene) -> str:
     status = ask(_config(scene).device.runtime_dir).status
     engines = status.engines if status is not None else ()
     said = [f"{one.name} {one.model}: {one.state}, {one.restarts} restarts\n{one.reason}\n" for one in engines]
-    journal = scene.machine.ask(_journal("-n", str(JOURNAL_LINES // 10), "-u", "edged-worker@*")).said
+    journal = scene.machine.ask(_journal("-n", str(JOURNAL_LINES // 10), "-u", "edged-worker-*")).said
     return "\n".join([*said, journal])
 
 

@@ -12,6 +12,7 @@ from edged.doctor.case import USER, Case
 from edged.doctor.findings import Finding, failed, not_applicable, ok, warning
 
 JOURNAL = "journalctl -u edged -n 50 says why"
+WORKERS = "edged-worker-"
 SHOWN = ("Id", "LoadState", "ActiveState", "SubState", "UnitFileState", "NRestarts", "Result")
 
 
@@ -48,6 +49,8 @@ def units(case: Case) -> Iterator[Finding]:
         yield not_applicable("units", "systemd does not run this machine")
         return
     wanted = ["edged.service", "edged.socket", *(["edged-sync.service"] if case.delivers else [])]
+    packages = {engine.partition("-")[0] for one in case.config.pipeline for engine in one.engines}
+    wanted += [f"{WORKERS}{package}.socket" for package in sorted(packages)]
     answer = case.machine.ask(["systemctl", "show", f"--property={','.join(SHOWN)}", *wanted])
     if not answer.succeeded:
         yield warning("units", f"systemctl gives no answer: {answer.said}", "try it by hand: systemctl status edged")
@@ -62,7 +65,9 @@ def _unit(block: Mapping[str, str]) -> Iterator[Finding]:
     name, state = block.get("Id", "?"), block.get("ActiveState", "?")
     enabled, restarts = block.get("UnitFileState", ""), block.get("NRestarts", "0") or "0"
     check = f"unit {name}"
-    if block.get("LoadState") != "loaded":
+    if block.get("LoadState") != "loaded" and name.startswith(WORKERS):
+        yield warning(check, f"is {block.get('LoadState')}: the worker gets no cgroup of its own", "docs/install.md")
+    elif block.get("LoadState") != "loaded":
         yield failed(check, f"is {block.get('LoadState', 'unknown')}", "install the package edged (docs/install.md)")
     elif state != "active":
         result = f", result {block['Result']}" if block.get("Result", "success") != "success" else ""

@@ -452,6 +452,7 @@ def test_what_a_killed_backup_left_is_cleared_by_the_next_and_a_living_one_is_le
     assert not left.exists()
 
 
+@pytest.mark.slow
 def test_a_running_device_is_saved_and_restored_by_its_commands(tmp_path: Path) -> None:
     def edged(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "edged", *arguments]

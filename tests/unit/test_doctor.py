@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import os
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -30,7 +32,7 @@ from edged.doctor.findings import (
     show,
     warning,
 )
-from edged.doctor.machine import Answer
+from edged.doctor.machine import Answer, Machine
 from edged.errors import ConfigError
 from edged.status import DeviceFacts, EngineFacts, LinkFacts, StreamLinkFacts
 from tests.support.doctor import Patient, ready, said, verdicts
@@ -122,6 +124,20 @@ def test_each_unit_must_be_there_active_and_enabled(
     (patient.root / "run/systemd/system").mkdir(parents=True)
     patient.words["systemctl"] = Answer(0, f"{unit(**changes)}\n\n{unit('edged.socket')}\n")
     assert verdicts(service.units, patient.case(ready())) == {verdict, OK}
+
+
+@pytest.mark.parametrize(("state", "verdict"), [("loaded", OK), ("not-found", WARNING)])
+def test_a_worker_without_its_socket_is_told(patient: Patient, state: str, verdict: Verdict) -> None:
+    (patient.root / "run/systemd/system").mkdir(parents=True)
+    asked: list[str] = []
+
+    def answer(command: Sequence[str]) -> Answer:
+        asked.extend(command)
+        return Answer(0, f"{unit()}\n\n{unit('edged-worker-onnxruntime.socket', LoadState=state)}\n")
+
+    case = replace(patient.case(ready()), machine=Machine(patient.root, answer))
+    assert verdicts(service.units, case) == {OK, verdict}
+    assert "edged-worker-onnxruntime.socket" in asked
 
 
 def test_a_systemd_that_hangs_is_a_finding_and_none_is_not_applicable(patient: Patient) -> None:
