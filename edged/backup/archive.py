@@ -17,7 +17,7 @@ import shutil
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -27,6 +27,7 @@ from edged.errors import EdgedError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+CONFIGURATION = "config/edged.toml"
 MANIFEST_BYTES = 64 << 20  # of some hundred thousand members
 CHUNK = 1 << 20
 MARGIN_BYTES = 64 << 20  # left free on the disk when all is unpacked
@@ -112,10 +113,46 @@ class _Hashed(io.RawIOBase):
 
 def unpack(path: Path, folder: Path) -> Manifest:
     """Unpack a whole archive into an empty folder and verify it. Raises BackupError, naming what is wrong."""
+    room = os.statvfs(folder)
+    left = room.f_bavail * room.f_frsize - MARGIN_BYTES
+
+    def take(name: str, size: int, content: IO[bytes]) -> tuple[int, str]:
+        nonlocal left
+        left -= size
+        if left < 0:
+            raise BackupError(f"there is no room for what {path} holds", f"free some space below {folder.parent}")
+        return _write(folder / name, content)
+
+    manifest = _read(path, take)
+    for member in manifest.members:
+        (folder / member.name).chmod(member.mode & 0o660)
+    return manifest
+
+
+def peek(path: Path) -> tuple[Manifest, bytes | None]:
+    """Verify a whole archive without writing anything. Returns its manifest and its configuration.
+
+    Raises BackupError, naming what is wrong.
+    """
+    configuration: bytes | None = None
+
+    def take(name: str, size: int, content: IO[bytes]) -> tuple[int, str]:
+        nonlocal configuration
+        kept = name == CONFIGURATION and size <= CHUNK
+        data = io.BytesIO()
+        found = _copy(content, data if kept else None)
+        configuration = data.getvalue() if kept else configuration
+        return found
+
+    return _read(path, take), configuration
+
+
+def _read(path: Path, take: Callable[[str, int, IO[bytes]], tuple[int, str]]) -> Manifest:
+    """Hand every member to ``take``, which returns its size and SHA-256, and compare them with the manifest."""
     try:
         with path.open("rb") as file, gzip.GzipFile(fileobj=file) as packed:
             with tarfile.TarFile(fileobj=packed, mode="r") as tar:
-                found, manifest = _unpack(path, tar, folder)
+                found, manifest = _members(path, tar, take)
             _end(path, packed)
     except (tarfile.ReadError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise BackupError(
@@ -131,15 +168,14 @@ def unpack(path: Path, folder: Path) -> Manifest:
     for name, (size, sha256) in found.items():
         if (size, sha256) != (told[name].size, told[name].sha256):
             raise BackupError(f"{path}: {name} is not what was backed up", "the file is damaged; take another one")
-        (folder / name).chmod(told[name].mode & 0o660)
     return manifest
 
 
-def _unpack(path: Path, tar: tarfile.TarFile, folder: Path) -> tuple[dict[str, tuple[int, str]], Manifest]:
+def _members(
+    path: Path, tar: tarfile.TarFile, take: Callable[[str, int, IO[bytes]], tuple[int, str]]
+) -> tuple[dict[str, tuple[int, str]], Manifest]:
     found: dict[str, tuple[int, str]] = {}
     manifest: Manifest | None = None
-    room = os.statvfs(folder)
-    left = room.f_bavail * room.f_frsize - MARGIN_BYTES
     for member in tar:
         if manifest is not None:
             raise BackupError(f"{path} goes on after its manifest", "edged did not write it")
@@ -152,10 +188,7 @@ def _unpack(path: Path, tar: tarfile.TarFile, folder: Path) -> tuple[dict[str, t
             continue
         if not _NAME.fullmatch(member.name) or member.name in found:
             raise BackupError(f"{path}: the name {member.name!r} is unsafe or there twice", "edged did not write it")
-        left -= member.size
-        if left < 0:
-            raise BackupError(f"there is no room for what {path} holds", f"free some space below {folder.parent}")
-        found[member.name] = _write(folder / member.name, content)
+        found[member.name] = take(member.name, member.size, content)
     if manifest is None:
         raise BackupError(f"{path} is no backup of edged: it has no manifest", "name a file that edged backup wrote")
     return found, manifest
@@ -180,14 +213,20 @@ def _manifest(path: Path, data: bytes) -> Manifest:
 
 def _write(target: Path, content: IO[bytes]) -> tuple[int, str]:
     target.parent.mkdir(parents=True, exist_ok=True)
-    sha256, size = hashlib.sha256(), 0
     with target.open("xb") as out:
-        while chunk := content.read(CHUNK):
-            out.write(chunk)
-            sha256.update(chunk)
-            size += len(chunk)
+        found = _copy(content, out)
         out.flush()
         os.fsync(out.fileno())
+    return found
+
+
+def _copy(content: IO[bytes], out: IO[bytes] | None) -> tuple[int, str]:
+    sha256, size = hashlib.sha256(), 0
+    while chunk := content.read(CHUNK):
+        if out is not None:
+            out.write(chunk)
+        sha256.update(chunk)
+        size += len(chunk)
     return size, sha256.hexdigest()
 
 

@@ -10,11 +10,12 @@ import fcntl
 import os
 import pwd
 import shutil
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from edged.backup.archive import BackupError, Manifest, scratch, unpack
+from edged.backup.archive import BackupError, Manifest, peek, scratch, unpack
 from edged.buffer.files import DIRECTORY_MODE, sync_directory
 from edged.buffer.reader import BufferReader
 from edged.bundle.store import files
@@ -40,9 +41,8 @@ def restore(archive: Path, path: Path) -> Restored:
 
     Raises EdgedError; then nothing was changed.
     """
-    with scratch(_near(path), SCRATCH) as first:
-        manifest = unpack(archive, first)
-        device = _device(path if path.exists() else first / "config" / "edged.toml", path, archive)
+    manifest, configuration = peek(archive)
+    device = _device(path, archive, configuration)
     if manifest.device != device.id:
         raise BackupError(f"this is a backup of {manifest.device}, and {path} is that of {device.id}",
                           "set device.id to it: whoever receives the results knows the device by it")  # fmt: skip
@@ -57,20 +57,19 @@ def restore(archive: Path, path: Path) -> Restored:
     return Restored(manifest, state, tuple(kept))
 
 
-def _device(found: Path, path: Path, archive: Path) -> Device:
+def _device(path: Path, archive: Path, configuration: bytes | None) -> Device:
     """Who the device is and where its state lies: the rest of its configuration may need what is restored first."""
-    if not found.exists():
+    if path.exists():
+        table = read_toml(path)
+    elif configuration is not None:
+        table = tomllib.loads(configuration.decode())
+    else:
         raise BackupError(f"{archive} holds no configuration, and there is none at {path}", "write one first")
     problems: list[Problem] = []
-    device = parse(Device, read_toml(found).get("device"), problems, "device", base=path.resolve().parent)
+    device = parse(Device, table.get("device"), problems, "device", base=path.resolve().parent)
     if device is None:
         raise InvalidSettings(str(path), problems)
     return device
-
-
-def _near(path: Path) -> Path:
-    """A directory that is there, on the way to where the configuration is or will be."""
-    return next(parent for parent in path.resolve().parents if parent.is_dir())
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edged import __version__
-from edged.backup.archive import FORMAT, BackupError, Manifest, Writer, appear, scratch, total_bytes
+from edged.backup.archive import CONFIGURATION, FORMAT, BackupError, Manifest, Writer, appear, scratch, total_bytes
 from edged.buffer.files import sync_directory
 from edged.buffer.snapshot import snapshot
 from edged.bundle.store import files
@@ -149,7 +149,7 @@ def _link(source: str, target: str) -> None:
 def _configuration(writer: Writer, path: Path) -> tuple[str, ...]:
     """The file, and what it names beside itself (keys, passwords). Returns what it names elsewhere."""
     base = path.resolve().parent
-    writer.add("config/edged.toml", path, 0o640)
+    writer.add(CONFIGURATION, path, 0o640)
     left_out = []
     for named in sorted(set(_named(path, base))):
         if named.is_relative_to(base) and named.stat().st_size <= SETTING_BYTES:
