@@ -334,11 +334,22 @@ async def killed_while(job: Job, spec: WorkerSpec, stage: str) -> str:
         await asyncio.sleep(0.02)
     at = life.stage
     assert life.pid is not None
+    (child,) = map(int, Path(f"/proc/{life.pid}/task/{life.pid}/children").read_text().split())
     os.kill(life.pid, signal.SIGKILL)
     with pytest.raises(EngineLost):
         await starting
     await life.end(EngineLost("killed"))
+    while _runs(child) and time.monotonic() < give_up:
+        await asyncio.sleep(0.02)
+    assert not _runs(child), "the build outlived its worker"
     return at
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())  # a zombie has none
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize("part", ["step", "window"])
@@ -362,6 +373,17 @@ def test_a_kill_in_a_build_leaves_no_half_plan_and_the_next_start_builds(
 
     assert on_tensorrt(gpu, bundle, tmp_path, use) == ""
     assert {"step.plan", "window.plan", "choice"} <= set(kept(tmp_path))
+
+
+def test_a_builder_that_crashes_costs_a_build_and_no_worker(
+    gpu: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_TENSORRT_FAIL", "crash in window")
+    bundle = make_bundle(tmp_path / "dense")
+    assert on_tensorrt(gpu, bundle, tmp_path, plan_of) == "tensorrt-f32-steps"
+    monkeypatch.setenv("FAKE_TENSORRT_FAIL", "crash in step")
+    with pytest.raises(EngineError, match="the build ended with code -11"):
+        on_tensorrt(gpu, bundle, tmp_path / "other", plan_of)
 
 
 def test_what_a_killed_build_left_is_cleared_away(gpu: FakeGpu, tmp_path: Path) -> None:
@@ -393,7 +415,6 @@ def test_a_window_whose_build_was_cut_short_twice_is_not_tried_again(
     gpu: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_TENSORRT_SLOW", "window:600")
-    monkeypatch.setenv("FAKE_TENSORRT_VERSION", "8.5.2.2")  # which cannot give a build up
     bundle = make_bundle(tmp_path / "dense")
     plans = asyncio.run(ensure_plans(bundle, tmp_path, ["tensorrt"]))
     job = Job(bundle, MAX_BATCH, plans, tmp_path)

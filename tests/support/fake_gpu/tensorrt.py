@@ -3,7 +3,7 @@
 It has the names that the worker uses and nothing else, is as strict as the real package where that is documented
 (aligned addresses, every tensor placed, shapes set), and notes each use in the file that FAKE_TENSORRT_CALLS names, for
 a comparison with the real package. Python 3.8. The environment says how it behaves: FAKE_TENSORRT_VERSION;
-FAKE_TENSORRT_SLOW=PART:SECONDS and FAKE_TENSORRT_FAIL=PART for builds of graphs whose name has that part in it;
+FAKE_TENSORRT_SLOW=PART:SECONDS, FAKE_TENSORRT_FAIL=PART (or "crash in PART"), where a part is step or window;
 FAKE_TENSORRT_UNRECORDED spoils captures.
 """
 
@@ -13,6 +13,7 @@ import ctypes
 import hashlib
 import json
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -258,6 +259,8 @@ class Builder(Recorded):
         if os.environ.get("FAKE_TENSORRT_FAIL") in (part, "all"):
             self._logger.log(ILogger.Severity.ERROR, f"cannot build the {part}, as the test wants it")
             return None
+        if os.environ.get("FAKE_TENSORRT_FAIL") == f"crash in {part}":
+            os.kill(os.getpid(), signal.SIGSEGV)
         slow, _, seconds = os.environ.get("FAKE_TENSORRT_SLOW", "").partition(":")
         until = time.monotonic() + (float(seconds) if slow == part else 0.0)
         monitor = config._monitor

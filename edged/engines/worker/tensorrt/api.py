@@ -2,13 +2,13 @@
 
 The package is given by its name: ``tensorrt``, ``tensorrt_rtx``, or ``tensorrt_lean``, which runs plans and builds
 none. What differs is in this file alone: 8 wants batches declared explicit and int8 switched on; from 10 on the types
-come from the graph, progress is told, and a build can be given up. TF32 is off everywhere: it would round membranes.
+come from the graph, and the phases of a build are told. TF32 is off everywhere: it would round membranes.
 """
 
 from __future__ import annotations
 
 import importlib
-import threading
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from edged.engines.worker.engine import ModelRefused
@@ -20,10 +20,6 @@ ERRORS_KEPT = 20  # lines that TensorRT said, for the reason of a failure
 
 class PlanFailed(Exception):
     """TensorRT did not make or take a plan; another attempt may fare better."""
-
-
-class GivenUp(Exception):
-    """A build was ended because its time was over."""
 
 
 class Options(NamedTuple):
@@ -41,14 +37,6 @@ class Built(NamedTuple):
     timings: bytes
 
 
-class Watch:
-    """What a build tells while it runs, and how it is told to end. One thread writes, another reads."""
-
-    def __init__(self) -> None:
-        self.phase = ""
-        self.give_up = threading.Event()
-
-
 class Api:
     """One package of TensorRT. Everything that it is asked goes through here."""
 
@@ -60,7 +48,6 @@ class Api:
         self.is_rtx = "rtx" in package
         self.strong = self.is_rtx or int(self.version.partition(".")[0]) >= STRONG
         self.builds = hasattr(self.trt, "Builder")
-        self.can_give_up = hasattr(self.trt, "IProgressMonitor")
         self._log = _logger(self.trt)
 
     @property
@@ -68,8 +55,8 @@ class Api:
         """The last error that TensorRT logged."""
         return self._log.said[-1] if self._log.said else "it gave no reason"
 
-    def build(self, graph: bytes, options: Options, watch: Watch) -> Built:
-        """Make a plan. Takes seconds to minutes; raises ModelRefused, PlanFailed, GivenUp."""
+    def build(self, graph: bytes, options: Options, tell: Callable[[str], None]) -> Built:
+        """Make a plan. Takes seconds to minutes; from 10 on it tells the phases. Raises ModelRefused, PlanFailed."""
         trt = self.trt
         builder = trt.Builder(self._log)
         network = builder.create_network(self._network_flags())
@@ -80,14 +67,12 @@ class Api:
         if options.int8 and not self.strong:
             config.set_flag(trt.BuilderFlag.INT8)
         config.add_optimization_profile(self._profile(builder, network, options.largest))
-        if self.can_give_up:
-            config.progress_monitor = _monitor(trt, watch)
+        if hasattr(trt, "IProgressMonitor"):
+            config.progress_monitor = _monitor(trt, tell)
         cached = not self.is_rtx  # RTX chooses kernels when it runs: there is nothing to measure before
         if cached:
             config.set_timing_cache(config.create_timing_cache(options.timings), False)
         plan = builder.build_serialized_network(network, config)
-        if watch.give_up.is_set():
-            raise GivenUp("its time was over")
         if plan is None:
             raise PlanFailed(f"TensorRT {self.version} built no plan: {self.said}")
         return Built(bytes(plan), bytes(config.get_timing_cache().serialize()) if cached else b"")
@@ -184,20 +169,21 @@ def _logger(trt: Any) -> Any:
     return Logger()
 
 
-def _monitor(trt: Any, watch: Watch) -> Any:
-    """Tells ``watch`` which phase is at work, and ends the build when it says so."""
+def _monitor(trt: Any, tell: Callable[[str], None]) -> Any:
+    """Tells which phase of a build begins."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # as above
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
 
-        def phase_start(self, phase_name: str, _parent: str | None, _steps: int) -> None:
-            watch.phase = phase_name
+        def phase_start(self, phase_name: str, parent_phase: str | None, _steps: int) -> None:
+            if parent_phase is None:  # what is inside of a phase changes many times a second
+                tell(phase_name)
 
         def step_complete(self, _phase: str, _step: int) -> bool:
-            return not watch.give_up.is_set()
+            return True  # a build that is to end is killed
 
         def phase_finish(self, _phase: str) -> None:
-            watch.phase = ""
+            pass
 
     return Monitor()

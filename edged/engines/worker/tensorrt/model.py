@@ -26,8 +26,8 @@ from edged.engines.wire import Load
 from edged.engines.worker.arrays import Arrays
 from edged.engines.worker.engine import ModelRefused
 from edged.engines.worker.plan_cache import PlanCache, cache_key, file_digest
-from edged.engines.worker.tensorrt.api import Api, Built, Compiled, GivenUp, Options, PlanFailed
-from edged.engines.worker.tensorrt.build import build
+from edged.engines.worker.tensorrt.api import Api, Built, Compiled, Options, PlanFailed
+from edged.engines.worker.tensorrt.build import GivenUp, build
 from edged.engines.worker.tensorrt.cuda import Cuda
 from edged.engines.worker.tensorrt.launch import Stepper, Windower
 from edged.engines.worker.tensorrt.spec import read_spec
@@ -170,11 +170,11 @@ class Model:
         return compiled
 
     def _build(self, what: str, until_s: float) -> Built:
-        graph = (self._plans / f"{self._precision}-{what}.onnx").read_bytes()
+        graph = self._plans / f"{self._precision}-{what}.onnx"
         measured = self._measured.find(TIMINGS)
         timings = measured.path.read_bytes() if measured is not None else b""
         options = Options(self._layout.max_batch, self._precision == "int8", timings)
-        return build(self._api, graph, options, what, until_s, self._progress)
+        return build(self._api.package, graph, options, what, until_s, self._progress)
 
     def _refuse(self, load: Load) -> None:
         """Raises ModelRefused where the model or TensorRT cannot have these numbers."""
