@@ -170,6 +170,14 @@ def held() -> tuple[int, int]:
     return len(list(Path("/proc/self/fd").iterdir())), pages * os.sysconf("SC_PAGE_SIZE") // 1024
 
 
+async def has_heard(watch: Watch, here: dict[str, tuple[str, str]]) -> None:
+    """Wait until what udev told so far was heard, however busy the machine is."""
+    known = {path: ":".join(usb_id) for path, usb_id in here.items() if usb_id != ("0403", "6001")}
+    async with asyncio.timeout(30):
+        while {one.path: one.id for one in watch.facts() if one.state != "lost"} != known:
+            await asyncio.sleep(0.005)
+
+
 async def leaks_nothing(bed: Testbed) -> None:
     """A thousand random events later: the same open files, hardly more memory, a bounded table, the true devices."""
     choose = random.Random(5)
@@ -188,7 +196,7 @@ async def leaks_nothing(bed: Testbed) -> None:
                 bed.unplug(path)
                 del here[path]
             if count % 4 == 0:  # in bursts; the made-up socket ends the process when it overflows
-                await asyncio.sleep(0.02)
+                await has_heard(watch, here)
             if count == EVENTS // 5:  # caches are warm
                 before = held()
         known = {path: ":".join(usb_id) for path, usb_id in here.items() if usb_id != ("0403", "6001")}
