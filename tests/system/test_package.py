@@ -93,7 +93,7 @@ def test_results_and_models_outlive_upgrade_and_downgrade_and_a_purge_leaves_not
         assert installed_models(edge) == models
         assert edge.run("cat", "/etc/edged/edged.toml").stdout == configuration
     edge.run("dpkg", "--remove", "edged", timeout_s=120)
-    assert edge.run("sh", "-c", "ls /opt").stdout == ""
+    assert edge.run("sh", "-c", "ls /opt/edged || true").stdout == ""
     assert "segment" in edge.run("ls", "/var/lib/edged/buffer").stdout  # a removal keeps what was measured
     assert edge.run("systemctl", "list-units", "--plain", "--no-legend", "edged*").stdout == ""
     edge.run("dpkg", "--purge", "edged", timeout_s=120)
