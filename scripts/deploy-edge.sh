@@ -334,7 +334,7 @@ ensure_built() { # FOLDER: the packages of this very source
 }
 
 source_sum() {
-  (cd "$ROOT" && find edged cloud_sync systemd udev debian requirements models/digits/bundle docs pyproject.toml scripts/build-deb \
+  (cd "$ROOT" && find edged cloud_sync systemd udev debian requirements models/digits/bundle docs pyproject.toml scripts \
     -type f ! -name '*.pyc' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -d ' ' -f 1)
 }
 
@@ -390,14 +390,24 @@ download() { # FOLDER DEB ...: everything that they need, beyond what every inst
 
 # --- the container image ---------------------------------------------------------------------------------------------
 
+first_builder() { # that works: docker's client alone is none
+  local builder
+  for builder in docker podman buildah; do
+    if command -v "$builder" >/dev/null 2>&1 && "$builder" info >/dev/null 2>&1; then
+      printf '%s\n' "$builder"
+      return
+    fi
+  done
+  return 1
+}
+
 container() {
-  local builder context
+  local builder context format=()
   check_machine
-  for builder in docker podman buildah; do ! command -v "$builder" >/dev/null 2>&1 || break; done
-  command -v "$builder" >/dev/null 2>&1 || [ -n "$DRY" ] || die "there is no docker, podman or buildah here" "install one"
+  builder=$(first_builder) || [ -n "$DRY" ] || die "neither docker nor podman nor buildah works here" "install one, or start it"
   context=$ROOT/dist/container
   if [ -n "$DRY" ]; then
-    printf 'would build the image edged:latest with %s\n' "$builder"
+    printf 'would build the image edged:latest with %s\n' "${builder:-docker, podman or buildah}"
     return
   fi
   rm -rf "$context"
@@ -407,7 +417,8 @@ container() {
   cp -r "$ROOT/models/$MODEL/bundle" "$context/models/$MODEL"
   configuration >"$context/edged.toml"
   cp "$HERE/container/Dockerfile" "$context/"
-  "$builder" build --tag edged:latest --file "$context/Dockerfile" "$context"
+  [ "$builder" = docker ] || format=(--format docker) # the other one has no health check
+  "$builder" build "${format[@]}" --tag edged:latest --file "$context/Dockerfile" "$context"
   say "start it: docker compose -f docker-compose.edge.yml up -d"
 }
 
@@ -436,6 +447,7 @@ uninstall() {
     fi
   fi
   act rm -rf "${CONFIG%/*}" /var/lib/edged /run/edged /usr/local/share/edged "$MEMORY"
+  act mkdir -p /opt # dpkg takes an empty one away
   say "edged is gone"
 }
 

