@@ -203,8 +203,8 @@ setup_packages() { # what tries the Debian packages, on both architectures
   want_programs mmdebstrap:mmdebstrap lintian:lintian qemu-user-static:qemu-aarch64-static
 }
 
-setup_machines() { # what builds and runs the tests' virtual machines
-  want_programs qemu-system-x86:qemu-system-x86_64 qemu-utils:qemu-img mmdebstrap:mmdebstrap e2fsprogs:mke2fs
+setup_machines() { # what builds and runs the tests' virtual machines, and the container image
+  want_programs qemu-system-x86:qemu-system-x86_64 qemu-utils:qemu-img mmdebstrap:mmdebstrap e2fsprogs:mke2fs buildah:buildah
   [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || { can_install && apt_install debian-archive-keyring; } ||
     say "going on without debian-archive-keyring"
 }
