@@ -19,7 +19,7 @@ from edged.bundle import signing
 from edged.bundle.archive import opened, pack
 from edged.bundle.files import replace_durably
 from edged.bundle.loaded import SIGNATURE, Bundle, open_bundle
-from edged.bundle.selftest import SelftestReport, load_golden, prove
+from edged.bundle.selftest import SelftestReport, has_integers, load_golden, prove
 from edged.errors import BundleError
 from edged.ports import Engine
 
@@ -126,8 +126,8 @@ def run_verify(args: argparse.Namespace) -> int:
         print("graph   ok: canonical, and samples of a batch do not touch each other")
         if args.key:
             print(f"signer  ok: {signing.verify(bundle, args.key).key}")
-        load_golden(bundle)
-        print("golden  ok: complete and of the right shapes")
+        integers = has_integers(bundle, load_golden(bundle))
+        print(f"golden  ok: complete and of the right shapes, {'also' if integers else 'none'} in integers")
         print(f"{bundle.name}@{bundle.version} is a valid bundle, digest {bundle.digest}")
     return 0
 
