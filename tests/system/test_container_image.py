@@ -1,4 +1,4 @@
-"""The container image: ``scripts/deploy-edge.sh`` builds it with buildah on a Debian root of ours; it runs as no root."""
+"""The container image: ``scripts/deploy-edge.sh`` builds it; nobody is root in it."""
 
 from __future__ import annotations
 
