@@ -15,7 +15,7 @@ from edged.errors import EngineError
 
 log = logging.getLogger(__name__)
 
-PAUSE_S = 0.5  # after one was taken: the worker that frames wait for loads first
+PAUSE_S = 0.2  # after one was taken: the worker that frames wait for loads first, and the next loss may come soon
 RETRY_S = 10.0  # after one that did not come up: the engine itself says why as soon as it is needed
 
 
