@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.parts import require
-from tests.vm.image import Image, image
+from tests.vm.image import Image, image, make_disk
 from tests.vm.installation import build_package, installed_disk
 from tests.vm.machine import Guest, accelerator, overlay
 
@@ -39,18 +40,24 @@ class Machines:
         self._image = image
         self._installed = installed
         self._folder = folder
-        self._count = 0
+        self._names = itertools.count(1)
 
     def disk(self) -> Path:
         """A new disk."""
-        self._count += 1
-        return overlay(self._installed, self._folder / f"disk-{self._count}.qcow2")
+        return overlay(self._installed, self._folder / f"disk-{next(self._names)}.qcow2")
 
-    def boot(self, disk: Path) -> Guest:
+    def bare_disk(self) -> Path:
+        """A new disk with Debian and nothing of edged."""
+        bare = self._folder / "bare.raw"
+        if not bare.exists():
+            make_disk(self._image.root, bare)
+        return overlay(bare, self._folder / f"disk-{next(self._names)}.qcow2")
+
+    def boot(self, disk: Path, *, processors: int = 2) -> Guest:
         """Boot a machine on a disk, which takes what it writes. Use it as a context manager."""
-        share = self._folder / f"share-{len(self.boots)}"
-        share.mkdir()
-        guest = Guest(self._image, disk, share, log=disk.with_suffix(".log"))
+        share = disk.with_suffix(".share")
+        share.mkdir(exist_ok=True)
+        guest = Guest(self._image, disk, share, log=disk.with_suffix(".log"), processors=processors)
         self.boots.append(guest.boot_s)
         return guest
 

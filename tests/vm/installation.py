@@ -25,13 +25,6 @@ def build_package(folder: Path) -> Path:
     return Path(built.stdout.splitlines()[-1])
 
 
-def bare_disk(image: Image, folder: Path) -> Path:
-    """A raw disk in ``folder``: the image as it is."""
-    disk = folder / "bare.raw"
-    make_disk(image.root, disk)
-    return disk
-
-
 def installed_disk(image: Image, package: Path, folder: Path) -> Path:
     """A raw disk in ``folder``: the image with the package installed; its services start with the machine."""
     root = folder / "root"

@@ -12,7 +12,7 @@ from tests.vm.machine import Guest, GuestFailed
 
 def test_a_program_is_run_and_heard(guest: Guest, tmp_path: Path) -> None:
     assert guest.run("cat", given="one\ntwo\n") == "one\ntwo\n"
-    with pytest.raises(GuestFailed, match="exit code 3\nsaid\n+why"):
+    with pytest.raises(GuestFailed, match=r"exit code 3\nsaid\n+why"):
         guest.shell("echo said; echo why >&2; exit 3")
     with pytest.raises(GuestFailed, match="no end after"):
         guest.run("sleep", "1000", timeout_s=0.5)
@@ -24,9 +24,3 @@ def test_a_program_is_run_and_heard(guest: Guest, tmp_path: Path) -> None:
     (tmp_path / "folder" / "file").write_text("copied")
     guest.copy(tmp_path / "folder", "/root/there")
     assert guest.run("cat", "/root/there/file") == "copied"
-
-
-def test_edged_starts_with_the_machine(guest: Guest) -> None:
-    guest.shell("until systemctl is-active edged.service; do sleep 1; done", timeout_s=120)
-    guest.shell("until edged status; do sleep 1; done", timeout_s=180)
-    assert guest.run("systemctl", "--failed", "--no-legend") == ""
