@@ -83,7 +83,7 @@ def committed(device: Device, source: str = "http") -> int:
     return sum(one["committed"] for one in sources if one["name"] == source)
 
 
-def wait_committed(device: Device, count: int, timeout_s: float = 40) -> None:
+def wait_committed(device: Device, count: int, timeout_s: float = 80) -> None:
     """Wait until so many frames have a result."""
     wait_until(lambda: committed(device) >= count, timeout_s, lambda: f"{device.status()}\n{device.log('daemon')()}")
 
