@@ -89,6 +89,7 @@ class CameraSource:
         self._run = uuid.uuid4().hex[:8]
         self._number = 0
         self._missed = 0  # by the driver
+        self._last: int | None = None  # of the driver's numbers, in this session
         self._waiting: _Waiting | None = None
         self._came = asyncio.Event()
 
@@ -112,25 +113,32 @@ class CameraSource:
 
     async def _fetch(self, capture: Capture, pace: _Pace, intake: Intake) -> None:
         stall_s = max(STALL_S, STALL_FRAMES / capture.rate if capture.rate else 0.0)
-        last: int | None = None
+        self._last = None
         with _readable(capture.fileno()) as readable:
             while True:
-                try:
+                with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(stall_s):
                         await readable.wait()
-                except TimeoutError:
-                    raise OSError(errno.ETIMEDOUT, f"no frame came for {stall_s:.0f} seconds") from None
+                told = readable.is_set()
                 readable.clear()
-                for _ in range(AT_ONCE):
-                    grab = capture.take()
-                    if grab is None:
-                        break
-                    self._missed += grab.number - last - 1 if last is not None and grab.number > last else 0
-                    last = grab.number
-                    if pace.takes(time.monotonic()):
-                        self._take(_Waiting(grab, capture.picture, time.clock_gettime_ns(time.CLOCK_BOOTTIME)), intake)
-                    self._camera.brought()
-                    self._camera.say()
+                # Looked at in any case: it may have been this loop that stood still.
+                if not self._fetch_ready(capture, pace, intake) and not told:
+                    raise OSError(errno.ETIMEDOUT, f"no frame came for {stall_s:.0f} seconds")
+
+    def _fetch_ready(self, capture: Capture, pace: _Pace, intake: Intake) -> bool:
+        """Take what is there. Whether anything was."""
+        for count in range(AT_ONCE):
+            grab = capture.take()
+            if grab is None:
+                return count > 0
+            if self._last is not None and grab.number > self._last:
+                self._missed += grab.number - self._last - 1
+            self._last = grab.number
+            if pace.takes(time.monotonic()):
+                self._take(_Waiting(grab, capture.picture, time.clock_gettime_ns(time.CLOCK_BOOTTIME)), intake)
+            self._camera.brought()
+            self._camera.say()
+        return True
 
     def _take(self, waiting: _Waiting, intake: Intake) -> None:
         if self._waiting is not None:
