@@ -62,8 +62,8 @@ class Case:
     def sees_all(self) -> bool:
         """Whether we may read what the daemon keeps."""
         device = self.config.device
-        there = [place for place in (device.state_dir, device.buffer_dir, device.models_dir) if place.is_dir()]
-        return all(os.access(place, os.R_OK | os.X_OK) for place in there)
+        places = (device.runtime_dir, device.state_dir, device.buffer_dir, device.models_dir)
+        return all(os.access(place, os.R_OK | os.X_OK) for place in places if os.path.lexists(place))
 
     @cached_property
     def buffer_bytes(self) -> int:

@@ -12,6 +12,7 @@ from edged.doctor.case import USER, Case
 from edged.doctor.findings import Finding, failed, not_applicable, ok, warning
 
 JOURNAL = "journalctl -u edged -n 50 says why"
+AS_WHOM = f"run it as root, or as a member of the group {USER}"
 WORKERS = "edged-worker-"
 SHOWN = ("Id", "LoadState", "ActiveState", "SubState", "UnitFileState", "NRestarts", "Result")
 
@@ -23,6 +24,8 @@ def daemon(case: Case) -> Iterator[Finding]:
         if case.safe_mode:
             hint = "correct what it says: the daemon is tried again by itself; journalctl -u edged has all of it"
             yield failed("daemon", f"safe mode runs in its place: {case.safe_mode}", hint)
+        elif not case.sees_all:
+            yield failed("daemon", "this user may not ask it", AS_WHOM)
         elif case.pid is not None:
             hint = f"systemd's watchdog restarts it; by hand: systemctl restart edged; {JOURNAL}"
             yield failed("daemon", f"process {case.pid} is there, but does not answer: {case.report.silence}", hint)
@@ -83,6 +86,11 @@ def _unit(block: Mapping[str, str]) -> Iterator[Finding]:
 
 def users(case: Case) -> Iterator[Finding]:
     """Whether the users and the group of the package are there, and whether we may see what the daemon keeps."""
+    if not case.sees_all:
+        yield warning(
+            "users", f"this user may not read what the daemon keeps in {case.config.device.state_dir}", AS_WHOM
+        )
+        return
     if not case.machine.has_systemd and case.pid is None and not _known(USER):
         yield not_applicable("users", "no package of edged is installed, and nothing runs")
         return
@@ -97,10 +105,6 @@ def users(case: Case) -> Iterator[Finding]:
             hint = f"usermod -aG {USER} {lacking[0]}, then restart its service"
             yield failed("users", f"{', '.join(lacking)}: not in the group {USER}", hint)
             return
-    if case.config.device.state_dir.is_dir() and not case.sees_all:
-        yield warning("users", f"this user may not read {case.config.device.state_dir}",
-                      f"run it as root, or as a member of the group {USER}")  # fmt: skip
-        return
     yield ok("users", f"the daemon runs as user {case.who.uid}; all that it keeps can be read")
 
 

@@ -152,6 +152,11 @@ def test_a_state_that_we_may_not_read_is_said_once(patient: Patient) -> None:
     assert verdicts(service.users, case) == {OK}
     vars(case)["sees_all"] = False
     assert verdicts(service.users, case) == {WARNING}
+    assert "may not ask" not in said(service.daemon, case), "it answered"
+    silent = patient.case(silence="there is no address")
+    assert "may not ask" not in said(service.daemon, silent)
+    vars(silent)["sees_all"] = False
+    assert "may not ask" in said(service.daemon, silent)
 
 
 def test_a_directory_that_the_daemons_user_may_not_write_is_found(patient: Patient) -> None:
