@@ -31,7 +31,9 @@ MEMORY_MB = 1024
 PATIENCE_S = 300.0  # with a program in a guest that is emulated on busy cores: there a Python starts in half a minute
 UP_S = 600.0  # measured, emulated: 49 s beside four busy processes, 126 s beside fourteen
 # no_timer_check: on busy cores an emulated timer is late, which the kernel would take for a broken board
-APPEND = "root=/dev/vda rw console=ttyS0 loglevel=4 panic=-1 mitigations=off audit=0 no_timer_check"
+APPEND = (
+    "root=/dev/vda rw console=ttyS0 loglevel=4 panic=-1 mitigations=off audit=0 systemd.show_status=0 no_timer_check"
+)
 PROBE_S = 5.0  # under KVM the firmware is at its end after half a second
 
 
