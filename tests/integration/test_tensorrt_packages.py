@@ -63,12 +63,13 @@ def calls(gpu: FakeGpu, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
 async def _whole_life(gpu: FakeGpu, folder: Path) -> None:
     bundle = make_bundle(folder / "dense")
     plans = await ensure_plans(bundle, folder, ["tensorrt"])
+    spec = WorkerSpec("tensorrt", gpu.python, deadline_s=60.0, load_deadline_s=110.0)
     for _ in range(2):  # the second start reads what the first one built
-        async with open_engine(WorkerSpec("tensorrt", gpu.python), Job(bundle, 2, plans, folder)) as engine:
+        async with open_engine(spec, Job(bundle, 2, plans, folder)) as engine:
             assert (await prove(engine, bundle)).passed
     (plans / "f32-step.onnx").write_bytes(b"no graph")
     with pytest.raises(EngineRefused):
-        async with open_engine(WorkerSpec("tensorrt", gpu.python), Job(bundle, 2, plans, folder / "other")):
+        async with open_engine(spec, Job(bundle, 2, plans, folder / "other")):
             pass
 
 
@@ -151,7 +152,7 @@ def emit(folder: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_tensorrt_for_rtx_builds_every_plan_that_we_emit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = installed("rtx", RTX)
     made = emit(tmp_path)
