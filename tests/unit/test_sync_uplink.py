@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloud_sync.device import uplink as uplinks
-from cloud_sync.device.backoff import MOST_S, Backoff
 from cloud_sync.device.uplink import HOLD_MOST_S, NO_SUBSCRIBER, PATIENCE_S, LaneKey, LaneState, Stored, Turn, Uplink
+from edged.backoff import MOST_S, Backoff
 
 DENIED = 0x87
 S = LaneKey("e1", "s")
