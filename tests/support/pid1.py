@@ -25,6 +25,8 @@ from tests.support.tree import ROOT
 CACHE = ROOT / ".cache" / "pid1"
 PACKAGES = ("systemd", "systemd-sysv", "udev", "dbus", "python3", "python3-systemd", "libusb-1.0-0", "iproute2",
             "procps", "init-system-helpers", "mosquitto", "mosquitto-clients")  # fmt: skip
+# Of a device on which nobody has installed anything: no Python, not even what Debian puts on every server.
+BARE = ("systemd", "systemd-sysv", "udev", "ca-certificates")
 BOOT_S = 120.0
 BOOT = Path(__file__).with_name("pid1-boot.sh")
 # What a machine without hardware of its own need not start.
@@ -41,9 +43,9 @@ def need_machine() -> None:
             missing(name, f"apt install {name}")
 
 
-def base_root() -> Path:
-    """The root directory that every machine starts from; made at the first use."""
-    key = hashlib.sha256(" ".join(PACKAGES).encode()).hexdigest()[:12]
+def base_root(packages: Sequence[str] = PACKAGES) -> Path:
+    """The root directory that machines with such packages start from; made at the first use."""
+    key = hashlib.sha256(" ".join(packages).encode()).hexdigest()[:12]
     base = CACHE / f"bookworm-{key}"
     if not base.is_dir():
         CACHE.mkdir(parents=True, exist_ok=True)
@@ -53,7 +55,7 @@ def base_root() -> Path:
             "--variant=minbase",
             "--mode=root",
             "--format=directory",
-            f"--include={','.join(PACKAGES)}",
+            f"--include={','.join(packages)}",
         )
         made = subprocess.run(["mmdebstrap", *options, "bookworm", str(part)], env=_environment(), capture_output=True)
         if made.returncode:
@@ -123,10 +125,10 @@ class Machine:
 
 
 @contextlib.contextmanager
-def machine() -> Iterator[Machine]:
-    """Boot a machine; it is gone at the end of the block."""
+def machine(packages: Sequence[str] = PACKAGES, *, online: bool = False) -> Iterator[Machine]:
+    """Boot a machine; it is gone at the end of the block. ``online``: it shares this machine's network."""
     need_machine()
-    base = base_root()
+    base = base_root(packages)
     lab = Path(tempfile.mkdtemp(prefix="edged-pid1-", dir="/var/tmp"))
     groups = _make_groups(lab.name)
     spaces = [
@@ -144,6 +146,8 @@ def machine() -> Iterator[Machine]:
     enter = 'for group in $1; do echo $$ >$group/cgroup.procs; done; shift; exec "$@"'
     command = ["sh", "-c", enter, "sh", " ".join(map(str, groups)), "unshare", *spaces, str(BOOT), str(lab), str(base)]
     _mask(lab / "upper/etc/systemd/system")
+    if online:
+        _share_network_settings(lab / "upper")
     with (lab / "said").open("wb") as said:
         process = subprocess.Popen(command, env=_environment(), stdout=said, stderr=said, start_new_session=True)
     try:
@@ -173,6 +177,17 @@ def _mask(directory: Path) -> None:
     directory.mkdir(parents=True)
     for unit in MASKED:
         (directory / unit).symlink_to("/dev/null")
+
+
+def _share_network_settings(upper: Path) -> None:
+    """How this machine reaches Debian's archive: names, certificates, proxies."""
+    for name in ("resolv.conf", "hosts", "ssl/certs/ca-certificates.crt", "apt/apt.conf.d"):
+        here, there = Path("/etc") / name, upper / "etc" / name
+        there.parent.mkdir(parents=True, exist_ok=True)
+        if here.is_dir():
+            shutil.copytree(here, there, dirs_exist_ok=True)
+        elif here.exists():
+            shutil.copy(here, there)
 
 
 def _make_groups(name: str) -> list[Path]:
