@@ -34,7 +34,15 @@ from tests.support.tensorrt import (
     rounded,
     subject,
 )
-from tests.support.tensorrt_packages import BINDINGS, RTX, RTX_PACKAGE, Bindings, empty_libraries, installed
+from tests.support.tensorrt_packages import (
+    BINDINGS,
+    RTX,
+    RTX_PACKAGE,
+    Bindings,
+    empty_libraries,
+    installed,
+    interpreter,
+)
 from tests.support.tree import ROOT
 
 BRANCHES = {"8": "8.6.1", "10": "10.3.0", "11": "11.4.0.106"}  # of the adapter, by the first number of a version
@@ -154,12 +162,12 @@ def emit(folder: Path) -> int:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_tensorrt_for_rtx_builds_every_plan_that_we_emit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    place = installed("rtx", RTX)
-    made = emit(tmp_path)
+    python = interpreter(installed("rtx", RTX), tmp_path / "venv")
+    (tmp_path / "plans").mkdir()
+    made = emit(tmp_path / "plans")
     assert made >= 2 * GRAPHS + 2 * 3 * 3
-    environment = {**os.environ, "PYTHONPATH": f"{place}:{ROOT}"}
-    command = [sys.executable, "-m", "tests.support.tensorrt_build", RTX_PACKAGE, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    command = [python, "-m", "tests.support.tensorrt_build", RTX_PACKAGE, str(tmp_path / "plans")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(found) == made

@@ -15,6 +15,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from tests.support.parts import missing, program, require
 from tests.support.tree import ROOT
 
@@ -60,6 +62,14 @@ def installed(name: str, requirements: tuple[str, ...]) -> Path:
             missing(" and ".join(requirements), f"pip cannot install them: {last}")
         making.rename(folder)
     return folder
+
+
+def interpreter(packages: Path, folder: Path) -> str:
+    """An interpreter that finds some packages and ours, by no variable: builds run in isolated mode, as workers do."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    (site,) = (folder / "lib").glob("python*/site-packages")
+    (site / "packages.pth").write_text(f"{packages}\n{Path(np.__file__).parents[1]}\n{ROOT}\n")
+    return str(folder / "bin" / "python")
 
 
 def empty_libraries(bindings: Path) -> Path:
