@@ -131,18 +131,8 @@ def machine(packages: Sequence[str] = PACKAGES, *, online: bool = False) -> Iter
     base = base_root(packages)
     lab = Path(tempfile.mkdtemp(prefix="edged-pid1-", dir="/var/tmp"))
     groups = _make_groups(lab.name)
-    spaces = [
-        "--pid",
-        "--mount",
-        "--cgroup",
-        "--ipc",
-        "--uts",
-        "--net",
-        "--fork",
-        "--kill-child",
-        "--propagation",
-        "private",
-    ]
+    spaces = ["--pid", "--mount", "--cgroup", "--ipc", "--uts", "--fork", "--kill-child", "--propagation", "private"]
+    spaces += [] if online else ["--net"]
     enter = 'for group in $1; do echo $$ >$group/cgroup.procs; done; shift; exec "$@"'
     command = ["sh", "-c", enter, "sh", " ".join(map(str, groups)), "unshare", *spaces, str(BOOT), str(lab), str(base)]
     _mask(lab / "upper/etc/systemd/system")
