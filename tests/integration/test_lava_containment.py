@@ -233,6 +233,15 @@ def test_what_a_killed_guard_leaves_is_swept_by_the_next_start_and_nothing_else(
     process.stdout.close()
 
 
+def test_a_start_sweeps_though_it_never_loads_a_model() -> None:
+    left = SEGMENTS / f"{SEGMENT}{os.getpid()}-1_ab"  # of a process that had this one's number
+    left.touch()
+    code = "from edged.engines.worker.lava import sim"
+    for more, stays in (("", True), ("; sim.Engine()", False)):  # the first is the control
+        subprocess.run([lava_python(), "-c", code + more], cwd=ROOT, check=True, timeout=60)
+        assert left.exists() is stays
+
+
 def test_a_number_that_was_given_again_protects_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(containment, "SEGMENTS", tmp_path)
     own, stranger = f"{SEGMENT}{mark(os.getpid())}_ab", f"{SEGMENT}{os.getpid()}-1_ab"

@@ -19,6 +19,7 @@ from lava.proc.io.injector import (  # type: ignore[import-not-found]  # as abov
 
 from edged.bundle.graph.spec import GraphSpec
 from edged.engines.wire import Load
+from edged.engines.worker.lava.containment import sweep
 from edged.engines.worker.lava.engine import LAVA, Model
 from edged.engines.worker.lava.model import LavaModel
 from edged.engines.worker.lava.network import Network
@@ -31,6 +32,10 @@ class Engine:
     """Lava in its own runtime."""
 
     version: str = LAVA
+
+    def __init__(self) -> None:
+        """Remove what is left of workers whose guard was killed too: not every start comes as far as a runtime."""
+        sweep()
 
     def load(self, load: Load, memory: mmap.mmap, progress: Callable[[str], None]) -> Model:
         """Build the network and start the runtime. Raises Unsupported, naming the node."""
