@@ -19,6 +19,7 @@ from tests.support.tree import ROOT, relative, tracked
 LONG_FILES: dict[str, str] = {
     "tests/integration/test_sync.py": "one scenario after the other on one link, with the fixtures they share",
     "tests/integration/test_model_store_kills.py": "every cut of one store, with the controls they share",
+    "tests/integration/test_tensorrt_worker.py": "one behaviour after the other on one test double, with its fixtures",
     "tests/integration/test_worker_faults.py": "one fault after the other on one worker, with the fixtures they share",
 }
 LINES_MAX = 400
