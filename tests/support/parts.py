@@ -81,7 +81,6 @@ PARTS: dict[str, Part] = {
     "mosquitto-clients": _programs("mosquitto_sub", "mosquitto_pub"),
     "jq": _programs("jq"),
     "openssl": _programs("openssl"),
-    "lintian": _programs("lintian"),
     "git": _programs("git"),
     "chromium": _programs("chromium"),
     "shellcheck": _programs("shellcheck"),

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.package import as_version, package
-from tests.support.parts import missing, optional, require
+from tests.support.parts import missing, optional
 from tests.support.pid1 import BARE, Machine, machine, need_machine
 from tests.support.tree import ROOT
 
@@ -150,19 +150,6 @@ def test_the_package_is_in_order() -> None:
     ):
         assert f"./{wanted}" in modes
     assert not [name for name in modes if "lava@" in name or "/.git" in name or "cpython-310" in name]
-
-
-def test_lintian_finds_no_error_that_we_did_not_choose(tmp_path: Path) -> None:
-    require("lintian")
-    done = subprocess.run(
-        ["lintian", "--no-tag-display-limit", str(package())], capture_output=True, text=True, check=False
-    )
-    errors = {match[1] for match in re.finditer(r"^E: \S+: (\S+)", done.stdout, re.MULTILINE)}
-    # /opt is where a package of somebody else than the distribution belongs; wheels bring their libraries along
-    chosen = {"dir-or-file-in-opt", "embedded-library", "unstripped-binary-or-object", "missing-dependency-on-libc",
-              "no-changelog", "python-traceback-manual", "shared-library-lacks-prerequisites",
-              "custom-library-search-path", "copyright-without-copyright-notice"}  # fmt: skip
-    assert errors <= chosen, done.stdout
 
 
 def test_the_same_checkout_gives_the_same_bytes(tmp_path: Path) -> None:
