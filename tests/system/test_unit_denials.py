@@ -116,9 +116,8 @@ def edge() -> Iterator[Machine]:
 def sandboxed(edge: Machine, unit: str) -> str:
     """A unit with every setting of a real one, drop-ins included, and the probe as its program."""
     text = edge.run("systemctl", "cat", unit.replace("@.", "@1.")).stdout
-    kept = [
-        line for line in text.splitlines() if not re.match(r"(Exec\w+|Type|Restart|WatchdogSec|NotifyAccess|LogLevelMax)=", line)
-    ]
+    replaced = re.compile(r"(Exec\w+|Type|Restart|WatchdogSec|NotifyAccess|LogLevelMax)=")
+    kept = [line for line in text.splitlines() if not replaced.match(line)]
     body = "\n".join(kept).replace("[Install]", "[X-Install]")
     return f"{body}\n[Service]\nType=oneshot\nExecStart=/usr/bin/python3 -I /srv/probe.py\n"
 
