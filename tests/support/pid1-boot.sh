@@ -2,7 +2,7 @@
 # Boots systemd as process 1 on an overlay of a root directory, in namespaces of its own, with its own writable cgroups
 # below the caller's, so that MemoryMax=, DeviceAllow= and the kernel's OOM killer bite. Run by tests/support/pid1.py
 # as: unshare --pid --mount --cgroup --ipc --uts --net --fork --kill-child --propagation private THIS LAB BASE
-set -e
+set -euo pipefail
 lab=$1 base=$2 root=$1/root
 mkdir -p "$root" "$lab/upper" "$lab/work"
 mount -t overlay overlay -o "lowerdir=$base,upperdir=$lab/upper,workdir=$lab/work" "$root"

@@ -7,7 +7,7 @@ The service starts with the machine, as on a device (``systemctl stop edged`` en
     guest.run("modprobe", "vivid")                       # → stdout; GuestFailed unless it ends with 0
     guest.shell("udevadm settle; ls /dev/video*")        # lines of sh, ended by the first that fails
     guest.python("tests.vm.guest.frames", "40")          # a module of tests or models, in edged's own environment
-    guest.copy(path, "/root/frames")                     # file or directory of the host
+    guest.copy(path, "/srv/frames")                      # file or directory of the host
     job = guest.start("edged", "devices", "--follow")    # goes on; job.lines(timeout_s) yields what it says,
     job.signal(signal.SIGTERM); job.wait(10).code        #   GuestFailed when the time is over
     guest.qmp.execute("device_add", driver="usb-tablet", id="one")

@@ -57,8 +57,8 @@ INIT = """\
 while read -r module; do /bin/busybox insmod "$module"; done </modules
 tries=0
 until [ -b /dev/vda ] || [ $tries = 100 ]; do /bin/busybox sleep 0.1; tries=$((tries + 1)); done
-/bin/busybox mount -t ext4 /dev/vda /root && /bin/busybox mount --move /dev /root/dev
-exec /bin/busybox switch_root /root /sbin/init
+/bin/busybox mount -t ext4 /dev/vda /disk && /bin/busybox mount --move /dev /disk/dev
+exec /bin/busybox switch_root /disk /sbin/init
 """
 
 
@@ -196,7 +196,7 @@ def _initrd(root: Path, version: str) -> bytes:
     """Busybox, the modules that the root's disk needs, and a few lines that mount it."""
     tree = root.parent / "unpacked" / "initrd"
     modules = root / "lib/modules" / version
-    for folder in ("bin", "dev", "root"):
+    for folder in ("bin", "dev", "disk"):
         (tree / folder).mkdir(parents=True)
     shutil.copy(root / "bin/busybox", tree / "bin/busybox")
     names = []

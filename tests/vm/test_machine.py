@@ -22,5 +22,5 @@ def test_a_program_is_run_and_heard(guest: Guest, tmp_path: Path) -> None:
     assert job.wait(30).code == -signal.SIGTERM
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").write_text("copied")
-    guest.copy(tmp_path / "folder", "/root/there")
-    assert guest.run("cat", "/root/there/file") == "copied"
+    guest.copy(tmp_path / "folder", "/srv/there")
+    assert guest.run("cat", "/srv/there/file") == "copied"

@@ -23,8 +23,8 @@ def bare(machines: Machines) -> Iterator[Guest]:
 
 def test_the_package_installs_starts_and_gives_a_first_result(bare: Guest, package: Path) -> None:
     started = time.monotonic()
-    bare.copy(package, "/root/edged.deb")
-    bare.run("dpkg", "--install", "/root/edged.deb", timeout_s=INSTALL_S)
+    bare.copy(package, "/srv/edged.deb")
+    bare.run("dpkg", "--install", "/srv/edged.deb", timeout_s=INSTALL_S)
     installed_s = time.monotonic() - started
     service = Service(bare)
     ready_s = service.wait(lambda: service.status().get("state") == "ready")
