@@ -24,7 +24,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import edged
 from edged.engines.worker.engine import ModelRefused
 from edged.engines.worker.tensorrt.api import Api, Built, Options, PlanFailed
 
@@ -54,7 +53,7 @@ def build(
     try:
         _write(timings, options.timings)
         given = [package, str(graph), str(options.largest), str(int(options.int8)), str(plan), str(timings)]
-        init = Path(edged.__file__)
+        init = Path(__file__).parents[3] / "__init__.py"  # of edged, which a worker does not import whole
         command = [sys.executable, "-I", "-c", BOOT, str(init), str(init.parent), str(os.getpid()), *given]
         pipe = subprocess.PIPE
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, pass_fds=(plan, timings)) as child:
