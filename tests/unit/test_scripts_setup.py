@@ -25,6 +25,7 @@ def bash(script: str, path: str | None = None, cwd: Path = ROOT) -> subprocess.C
 
 def fake(folder: Path, name: str, body: str) -> None:
     file = folder / name
+    file.unlink(missing_ok=True)  # it may be a link to the machine's own
     file.write_text(f"#!/bin/bash\n{body}\n")
     file.chmod(0o755)
 
