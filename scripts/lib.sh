@@ -199,8 +199,8 @@ setup_programs() { # SET
   esac
 }
 
-setup_packages() { # what tries the Debian packages, on both architectures
-  want_programs mmdebstrap:mmdebstrap qemu-user-static:qemu-aarch64-static
+setup_packages() { # what tries the Debian packages, on both architectures, and the container image
+  want_programs mmdebstrap:mmdebstrap buildah:buildah qemu-user-static:qemu-aarch64-static
   know_arm64 || say "going on without programs of arm64: the kernel would not take qemu-aarch64 for them"
 }
 
@@ -211,8 +211,8 @@ know_arm64() {
   [ -e "$kernel/qemu-aarch64" ] || as_root sh -c "cat /usr/lib/binfmt.d/qemu-aarch64.conf >$kernel/register"
 }
 
-setup_machines() { # what builds and runs the tests' virtual machines, and the container image
-  want_programs qemu-system-x86:qemu-system-x86_64 qemu-utils:qemu-img mmdebstrap:mmdebstrap e2fsprogs:mke2fs buildah:buildah
+setup_machines() { # what builds and runs the tests' virtual machines
+  want_programs qemu-system-x86:qemu-system-x86_64 qemu-utils:qemu-img mmdebstrap:mmdebstrap e2fsprogs:mke2fs
   [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || { can_install && apt_install debian-archive-keyring; } ||
     say "going on without debian-archive-keyring"
 }

@@ -22,7 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("edged")
     group.addoption("--slow", action="store_true", help="run the tests marked slow too (CI always does)")
     group.addoption("--soak", action="store_true", help="run what torments for ten minutes, not for one")
-    group.addoption("--vm", action="store_true", help="run the tests in virtual machines too (CI always does)")
+    group.addoption("--vm", action="store_true", help="run the tests in virtual machines too")
     group.addoption("--package", type=Path, help="edged's Debian package for those, instead of one that is built first")
     group.addoption("--bench", action="store_true", help="run the benchmarks: they print tables and never decide")
 
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     leave_out = []
     if not (config.getoption("--slow") or in_ci()):
         leave_out.append("slow")
-    if not (config.getoption("--vm") or in_ci()):
+    if not config.getoption("--vm"):
         leave_out.append("vm")
     if not config.getoption("--bench"):
         leave_out.append("bench")
