@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -26,7 +26,7 @@ from edged.bundle.store import control, incoming, requests
 from edged.bundle.store.store import ModelStore
 from edged.bundle.store.trust import Trust
 from edged.console.app import Console
-from edged.console.server import open_socket, open_unix_socket
+from edged.console.server import local_address, open_socket, open_unix_socket
 from edged.errors import ConfigError
 from edged.governor import Governor
 from edged.host import systemd
@@ -116,7 +116,7 @@ class _Daemon:
         """Serve until ``stop`` is set."""
         handed_over = list(itertools.chain.from_iterable(systemd.listen_sockets().values()))
         sockets = handed_over or [open_socket(self._http.host, self._http.port)]
-        _announce(self._device.runtime_dir, sockets[0])
+        _announce(self._device.runtime_dir, sockets)
         sockets.append(open_unix_socket(self._device.runtime_dir))
         self._shared.installed.attach()
         async with asyncio.TaskGroup() as services:
@@ -205,9 +205,9 @@ def _directories(device: settings.Device) -> Iterator[None]:
         os.close(lock)
 
 
-def _announce(runtime_dir: Path, console: socket.socket) -> None:
+def _announce(runtime_dir: Path, sockets: Sequence[socket.socket]) -> None:
     """Write down where the console listens, for ``edged status``."""
-    host, port = console.getsockname()[:2]
+    host, port = local_address(sockets)
     _replace(runtime_dir / "http.json", msgspec.json.encode({"host": host, "port": port}))
     log.info("console listens", extra={"address": f"http://{host}:{port}/"})
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import os
 import socket
 from collections.abc import Callable, Generator, Sequence
@@ -23,6 +24,7 @@ from edged.errors import ConfigError
 
 SOCKET = "http.sock"
 SOCKET_MODE = 0o660
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # who listens there listens on the loopback too
 CONNECTIONS = 128  # one device's own clients; beyond it uvicorn answers 503, so that files and memory stay bounded
 HEADERS_BYTES = 16 * 1024  # of one request; a browser on loopback sends about 1 KiB
 IDLE_S = 5  # seconds that a quiet connection stays open
@@ -51,6 +53,13 @@ def open_socket(host: str, port: int) -> socket.socket:
         raise ConfigError(f"cannot listen on {host}, port {port}: {reason}", hint) from None
     listener.setblocking(False)
     return listener
+
+
+def local_address(sockets: Sequence[socket.socket]) -> tuple[str, int]:
+    """Host and port at which this device itself reaches the console that listens on these TCP sockets."""
+    addresses = [listener.getsockname()[:2] for listener in sockets]
+    host, port = next((found for found in addresses if ipaddress.ip_address(found[0]).is_loopback), addresses[0])
+    return EVERYWHERE.get(host, host), port
 
 
 def open_unix_socket(directory: Path) -> socket.socket:

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from edged.console.app import Console
-from edged.console.server import CONNECTIONS, open_socket
+from edged.console.server import CONNECTIONS, local_address, open_socket
 from edged.errors import ConfigError
 from edged.status import BufferFacts, EngineFacts, PipelineFacts, Status
 from tests.support.console import MemoryInlet, PlainModel, live_console, raw_exchange
@@ -44,6 +44,23 @@ def status_with(state: str, *, engine: str = "ready", buffer: str = "ok", reason
         ),
         buffer=BufferFacts(epoch="epoch-1", state=buffer),
     )
+
+
+@pytest.mark.parametrize(
+    ("hosts", "told"),
+    [
+        (["0.0.0.0"], "127.0.0.1"),
+        (["::"], "::1"),
+        (["0.0.0.0", "127.0.0.1"], "127.0.0.1"),
+        (["127.0.0.2", "127.0.0.1"], "127.0.0.2"),
+    ],
+)
+def test_the_address_that_is_told_is_one_that_this_device_reaches(hosts: list[str], told: str) -> None:
+    with contextlib.ExitStack() as listeners:
+        sockets = [listeners.enter_context(open_socket(host, 0)) for host in hosts]
+        host, port = local_address(sockets)
+        assert host == told
+        socket.create_connection((host, port), timeout=5).close()
 
 
 def test_health_follows_the_progress_predicate() -> None:
