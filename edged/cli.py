@@ -86,7 +86,7 @@ def _run(arguments: argparse.Namespace) -> int:
     config = settings.load(arguments.config)
     from edged import app
     from edged.host import journal
-    from edged.safe_mode import leave_words
+    from edged.safe_mode.place import leave_words
 
     journal.set_up()
     try:

@@ -17,7 +17,7 @@ from edged.settings import read_toml
 from edged.status import Status
 
 USER = "edged"  # of the package's units
-SAFE_MODE = "safe-mode"  # the state that edged.safe_mode_page tells
+SAFE_MODE = "safe-mode"  # the state that edged.safe_mode.page tells
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from edged.safe_mode import History, write_history
+from edged.safe_mode.history import History
+from edged.safe_mode.place import write_history
 from tests.support.parts import missing, program
 
 RIGHT = """

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from edged import safe_mode
-from edged.safe_mode import History, Place, begun, ended, read_history, rest, write_history
+from edged.safe_mode import place
+from edged.safe_mode.__main__ import record
+from edged.safe_mode.history import History, begun, ended, rest
+from edged.safe_mode.place import Place, read_history, write_history
 
 CRASH = ("core-dump", "dumped", "SEGV")
 STOP = ("success", "exited", "0")
@@ -96,26 +98,26 @@ def test_what_is_remembered_is_read_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damaged", ["", "{", "[]", '{"row": 3}', '{"row": [], "other": 1}'])
 def test_a_damaged_memory_starts_the_daemon(tmp_path: Path, damaged: str) -> None:
-    (tmp_path / safe_mode.HISTORY).write_text(damaged)
+    (tmp_path / place.HISTORY).write_text(damaged)
     assert read_history(tmp_path) == History()
 
 
 def test_a_runtime_directory_that_is_gone_costs_the_backoff_only(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert safe_mode.record(Place(tmp_path / "gone"), {"SERVICE_RESULT": "success"}) == 0
+    assert record(Place(tmp_path / "gone"), {"SERVICE_RESULT": "success"}) == 0
     assert "cannot be written" in capsys.readouterr().err
 
 
 def test_last_words_are_those_of_the_innermost_error(tmp_path: Path) -> None:
-    safe_mode.leave_words(ExceptionGroup("services", [ExceptionGroup("lanes", [OSError("no\nspace")])]), tmp_path)
-    assert safe_mode.take_words(tmp_path) == "OSError: no space"
+    place.leave_words(ExceptionGroup("services", [ExceptionGroup("lanes", [OSError("no\nspace")])]), tmp_path)
+    assert place.take_words(tmp_path) == "OSError: no space"
 
 
 def test_the_problem_of_a_configuration_is_the_daemons_own_word(tmp_path: Path) -> None:
     config = tmp_path / "edged.toml"
     config.write_text("[device]\nid = 3\n")
-    problem = safe_mode.problem_of(config)
+    problem = place.problem_of(config)
     assert "device.id = 3" in problem
     assert "pipeline" in problem
     assert "Traceback" not in problem

@@ -2,7 +2,7 @@
 
 Rules: answers what asks for health, status, metrics or the page, and everything else with 503 and the reason; changes
 nothing. Standard library only. When to end is decided here by looking at the configuration; why it runs is
-``edged.safe_mode``'s business.
+``edged.safe_mode.history``'s business.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from pathlib import Path
 
 from edged import __version__
 from edged.host.systemd import Notifier, listen_sockets
-from edged.safe_mode import Place, Rest, problem_of, replace_file
+from edged.safe_mode.history import Rest
+from edged.safe_mode.place import Place, problem_of, replace_file
 
 LOOK_S = 1.0  # between two looks at the configuration: a person who corrected it is waiting
 PROBE_EVERY_S = 60.0  # without a change: it may name something else that came back
