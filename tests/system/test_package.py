@@ -144,6 +144,8 @@ def test_the_package_is_in_order() -> None:
     assert tops == {"opt", "usr"}
     for wanted in (
         "usr/bin/edged",
+        "usr/bin/edged-feed",
+        "usr/lib/systemd/system/edged-worker-tensorrt@.service.d/20-tensorrt.conf",
         "opt/edged/bin/python",
         "usr/share/doc/edged/copyright",
         "usr/lib/systemd/system/edged.service",

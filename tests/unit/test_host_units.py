@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -95,6 +96,20 @@ def test_an_open_service_would_be_found(root: Path, name: str) -> None:
     override.parent.mkdir(parents=True)
     override.write_text("[Service]\nUser=root\nSystemCallFilter=\nCapabilityBoundingSet=~\nProtectSystem=no\n")
     assert exposure(root, name) > EXPOSURE / 10
+
+
+def judged(root: Path, name: str) -> dict[str, bool]:
+    """Whether each measure of protection is taken, as systemd reads the unit with all its drop-ins."""
+    done = analyze(root, "--offline=true", "--json=short", "security", loadable(name))
+    return {entry["json_field"]: bool(entry["set"]) for entry in json.loads(done.stdout)}
+
+
+def test_an_engine_has_what_it_needs_beyond_the_others(root: Path) -> None:
+    """The drop-in of all workers would take it back if it were read last."""
+    for name, private in (("onnxruntime", True), ("tensorrt", False)):
+        found = judged(root, f"edged-worker-{name}@.service")
+        assert found["PrivateDevices"] is private, name
+        assert found["MemoryDenyWriteExecute"] is private, name
 
 
 @pytest.mark.parametrize("path", sorted(SYSTEMD.rglob("edged*.*")), ids=lambda path: str(path.name))
