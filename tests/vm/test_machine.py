@@ -23,4 +23,4 @@ def test_a_program_is_run_and_heard(guest: Guest, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").write_text("copied")
     guest.copy(tmp_path / "folder", "/srv/there")
-    assert guest.run("cat", "/srv/there/file") == "copied"
+    assert guest.run("cat", "/srv/there/file").strip() == "copied"
