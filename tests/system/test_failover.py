@@ -29,7 +29,7 @@ from tests.support.device import Device, Ledger, descendants, wait_until
 from tests.support.lava import lava_python
 
 SHORT_S, SOAK_S = 40.0, 600.0
-DEADLINE_S = {"lava": 0.5, "lava-sim": 5.0}  # of a call: more than it needs, and a hang costs a frame no less
+DEADLINE_S = {"lava": 0.5, "lava-sim": 30.0}  # of a call: more than it needs, also to prove itself on a busy machine
 SIGNALS = (signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV)
 SEED = 11
 
@@ -176,7 +176,7 @@ def test_engines_fail_at_random_and_no_frame_does(
         feeder, prober, faults = Feeder(device, images), Prober(device, images), []
         feeder.start()
         prober.start()
-        wait_until(lambda: engine in serving(device), 60, device.log("daemon"))
+        wait_until(lambda: engine in serving(device), 150, device.log("daemon"))
         end = time.monotonic() + length_s(request)
         while time.monotonic() < end:
             time.sleep(chance.uniform(0.5, 3.0))
