@@ -11,9 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,14 +20,12 @@ import pytest
 from edged.engines.engine import WorkerEngine
 from edged.engines.life import Job, WorkerSpec
 from edged.errors import EngineError, EngineLost
-from edged.supervisor import Budget
 from tests.support import fault_engine
-from tests.support.fault_engine import marker
 from tests.support.parts import missing, program
 from tests.support.plans import frames, make_job
+from tests.support.workers import acting, eventually, running
 
 ENGINE_FILE = Path(fault_engine.__file__)
-QUICK = Budget(first_s=0.02, longest_s=0.05, failures=3, quarantine_s=0.4)
 
 
 @contextlib.contextmanager
@@ -66,39 +63,14 @@ def spec(place: Path) -> WorkerSpec:
     return WorkerSpec("echo", deadline_s=2.0, load_deadline_s=20.0, host=place)
 
 
-@contextlib.asynccontextmanager
-async def running(job: Job, spec: WorkerSpec) -> AsyncIterator[WorkerEngine]:
-    engine = WorkerEngine(spec, job, budget=QUICK, patience_s=20.0)
-    task = asyncio.create_task(engine.run())
-    try:
-        yield engine
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-    assert engine.facts().state == "stopped"
-
-
-def acting(act: str) -> dict[str, np.ndarray[Any, Any]]:
-    inputs = frames(2)
-    inputs["x"][1, 0] = marker(act)
-    return inputs
-
-
 async def assert_echoes(engine: WorkerEngine) -> int:
     """A frame comes back; returns the process that answered."""
     inputs = frames(3, seed=5)
     np.testing.assert_array_equal((await engine.infer(inputs)).readout, inputs["x"][:, :3])
-    await eventually(lambda: bool(engine.facts().pid))
+    await eventually(lambda: bool(engine.facts().pid), within_s=10)
     pid = engine.facts().pid
     assert pid
     return pid
-
-
-async def eventually(true: Callable[[], bool], within_s: float = 10.0) -> None:
-    async with asyncio.timeout(within_s):
-        while not true():
-            await asyncio.sleep(0.01)
 
 
 def is_there(pid: int) -> bool:
@@ -119,7 +91,7 @@ def test_a_hosted_worker_runs_beside_the_daemon_and_not_below_it(job: Job, place
             worker = await assert_echoes(engine)
             attendant = parent(worker)
             assert parent(attendant) != os.getpid()
-        await eventually(lambda: not is_there(worker) and not is_there(attendant))
+        await eventually(lambda: not is_there(worker) and not is_there(attendant), within_s=10)
 
     asyncio.run(scenario())
 
@@ -152,7 +124,7 @@ def test_a_worker_that_others_kill_is_not_blamed(job: Job, place: Path) -> None:
     async def scenario() -> None:
         async with running(job, spec(place)) as engine:
             os.kill(await assert_echoes(engine), signal.SIGKILL)
-            await eventually(lambda: engine.lost == 1)
+            await eventually(lambda: engine.lost == 1, within_s=10)
             await assert_echoes(engine)
             assert engine.crashes == 0
 
@@ -166,7 +138,7 @@ def test_a_unit_that_is_stopped_is_replaced(job: Job, place: Path) -> None:
         async with running(job, spec(place)) as engine:
             worker = await assert_echoes(engine)
             os.kill(parent(worker), signal.SIGKILL)
-            await eventually(lambda: engine.lost == 1)
+            await eventually(lambda: engine.lost == 1, within_s=10)
             await assert_echoes(engine)
             assert not is_there(worker)
 

@@ -14,9 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,13 +25,12 @@ from edged.engines.life import Job, WorkerSpec
 from edged.errors import EngineError, EngineLost
 from edged.supervisor import Budget
 from tests.support import fault_engine
-from tests.support.fault_engine import marker
 from tests.support.plans import frames, make_job
+from tests.support.workers import QUICK, acting, eventually, running
 
 ENGINE_FILE = Path(fault_engine.__file__)
 SPEC = WorkerSpec("echo", deadline_s=2.0, load_deadline_s=20.0, engine_file=ENGINE_FILE)
 MARK = f"EDGED_TEST={os.getpid()}".encode()
-QUICK = Budget(first_s=0.02, longest_s=0.05, failures=3, quarantine_s=0.4)
 
 
 @pytest.fixture
@@ -41,34 +38,9 @@ def job(tmp_path: Path) -> Job:
     return make_job(tmp_path)
 
 
-@contextlib.asynccontextmanager
-async def running(job: Job, spec: WorkerSpec = SPEC, budget: Budget = QUICK) -> AsyncIterator[WorkerEngine]:
-    engine = WorkerEngine(spec, job, budget=budget, patience_s=20.0)
-    task = asyncio.create_task(engine.run())
-    try:
-        yield engine
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-    assert engine.facts().state == "stopped"
-
-
-def acting(act: str) -> dict[str, np.ndarray[Any, Any]]:
-    inputs = frames(2)
-    inputs["x"][1, 0] = marker(act)
-    return inputs
-
-
 async def assert_echoes(engine: WorkerEngine) -> None:
     inputs = frames(3, seed=5)
     np.testing.assert_array_equal((await engine.infer(inputs)).readout, inputs["x"][:, :3])
-
-
-async def eventually(true: Callable[[], bool], within_s: float = 5.0) -> None:
-    async with asyncio.timeout(within_s):
-        while not true():
-            await asyncio.sleep(0.01)
 
 
 def loading(job: Job, act: str) -> Job:
@@ -120,7 +92,7 @@ def test_a_worker_that_fails_is_lost_with_its_reason_and_the_next_one_answers(jo
 
 def test_every_call_in_flight_fails_with_the_worker_and_those_behind_wait_for_the_next(job: Job) -> None:
     async def main() -> None:
-        async with running(job) as engine:
+        async with running(job, SPEC) as engine:
             await assert_echoes(engine)
             poisoned = asyncio.create_task(engine.infer(acting("segfault")))
             others = [asyncio.create_task(engine.infer(frames(1, seed))) for seed in range(6)]
@@ -135,7 +107,7 @@ def test_every_call_in_flight_fails_with_the_worker_and_those_behind_wait_for_th
 
 def test_an_error_about_the_frame_leaves_the_worker_and_its_neighbours_alone(job: Job) -> None:
     async def main() -> None:
-        async with running(job) as engine:
+        async with running(job, SPEC) as engine:
             await assert_echoes(engine)
             pid = engine.facts().pid
             bad = asyncio.create_task(engine.infer(acting("frame")))
@@ -155,7 +127,7 @@ def test_an_error_about_the_frame_leaves_the_worker_and_its_neighbours_alone(job
 
 def test_a_readout_that_is_not_finite_is_an_error_of_the_frame(job: Job) -> None:
     async def main() -> None:
-        async with running(job) as engine:
+        async with running(job, SPEC) as engine:
             inputs = frames(2)
             inputs["x"][0, 1] = np.nan
             with pytest.raises(EngineError, match="not finite"):
@@ -167,7 +139,7 @@ def test_a_readout_that_is_not_finite_is_an_error_of_the_frame(job: Job) -> None
 
 def test_noise_on_stdout_harms_nothing_and_its_end_is_kept(job: Job) -> None:
     async def main() -> None:
-        async with running(job) as engine:
+        async with running(job, SPEC) as engine:
             for _ in range(20):
                 await engine.infer(acting("noise"))
             with pytest.raises(
@@ -217,7 +189,7 @@ def test_an_idle_worker_that_stops_is_found(job: Job, monkeypatch: pytest.Monkey
 
 def test_an_idle_worker_that_is_killed_is_replaced_before_anybody_calls(job: Job) -> None:
     async def main() -> None:
-        async with running(job) as engine:
+        async with running(job, SPEC) as engine:
             await engine.wait_ready()
             pid = engine.facts().pid
             assert pid is not None
@@ -269,7 +241,7 @@ def test_too_many_open_files_are_an_engine_error_that_passes(job: Job, spare: in
     async def main() -> None:
         before = resource.getrlimit(resource.RLIMIT_NOFILE)
         used = [int(path.name) for path in Path("/proc/self/fd").iterdir()]
-        async with running(job) as engine:
+        async with running(job, SPEC) as engine:
             resource.setrlimit(resource.RLIMIT_NOFILE, (_free_below(used, spare), before[1]))
             try:
                 with contextlib.suppress(EngineError):
@@ -312,7 +284,7 @@ def test_an_engine_that_cannot_be_imported_says_so(job: Job, tmp_path: Path) -> 
 
 def test_a_worker_that_keeps_failing_is_quarantined_and_heals(job: Job, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
-        async with running(job) as engine:
+        async with running(job, SPEC) as engine:
             for _ in range(QUICK.failures):
                 with pytest.raises(EngineLost):
                     await engine.infer(acting("exit"))
@@ -338,7 +310,7 @@ def test_a_worker_that_keeps_failing_is_quarantined_and_heals(job: Job, caplog: 
 
 def test_a_poisoned_frame_ends_two_workers_and_no_more(job: Job) -> None:
     async def main() -> None:
-        async with running(job) as engine:
+        async with running(job, SPEC) as engine:
             await assert_echoes(engine)
             for _ in range(2):
                 with pytest.raises(EngineLost):
@@ -357,7 +329,7 @@ def test_restarts_leave_no_process_no_descriptor_no_memory(job: Job, turns: int)
 
     async def main() -> None:
         budget = Budget(first_s=0.001, longest_s=0.01, failures=1000)
-        async with running(job, budget=budget) as engine:
+        async with running(job, SPEC, budget=budget) as engine:
             await assert_echoes(engine)
             gc.collect()  # what earlier tests left
             before, shm, mapped = descriptors(), sorted(Path("/dev/shm").iterdir()), _mapped()
@@ -391,7 +363,7 @@ def test_children_of_a_worker_end_with_it(job: Job, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv(*MARK.decode().split("="))
 
     async def main() -> None:
-        async with running(job) as engine:
+        async with running(job, SPEC) as engine:
             await engine.infer(acting("children"))
 
             assert _sleepers(), "the control: it has left a child behind"
@@ -425,6 +397,7 @@ from edged.engines import life
 from edged.engines.engine import open_engine
 from edged.engines.life import WorkerSpec
 from tests.support.plans import frames, make_job
+from tests.support.workers import QUICK, acting, eventually, running
 from tests.support.fault_engine import marker
 
 async def main():
@@ -466,7 +439,7 @@ def test_a_worker_ends_within_a_second_of_its_killed_daemon(tmp_path: Path, work
 
 def test_the_kernel_prefers_a_worker_when_memory_runs_out(job: Job) -> None:
     async def main() -> None:
-        async with running(job) as engine:
+        async with running(job, SPEC) as engine:
             await engine.wait_ready()
             assert Path(f"/proc/{engine.facts().pid}/oom_score_adj").read_text().strip() == "500"
             limits = Path(f"/proc/{engine.facts().pid}/limits").read_text()
@@ -477,7 +450,7 @@ def test_the_kernel_prefers_a_worker_when_memory_runs_out(job: Job) -> None:
 
 def test_a_cancelled_call_gives_its_slot_back_only_when_the_worker_is_done(job: Job) -> None:
     async def main() -> None:
-        async with running(job) as engine:
+        async with running(job, SPEC) as engine:
             await assert_echoes(engine)
             for seed in range(20):
                 tasks = [asyncio.create_task(engine.infer(frames(2, seed))) for _ in range(4)]
@@ -513,7 +486,7 @@ def test_pending_work_is_told_to_the_watchdog(job: Job) -> None:
 
 def test_a_worker_stops_politely(job: Job) -> None:
     async def main() -> None:
-        async with running(job) as engine:
+        async with running(job, SPEC) as engine:
             await assert_echoes(engine)
             life = engine._life
             assert life is not None
