@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.parts import SEARCH_PATH, missing
+from tests.support.pid1 import Machine, machine, need_machine
 from tests.support.tree import ROOT
 
 PYTHON = "3.11"  # of the Debian release that the machines run
@@ -28,6 +31,17 @@ def package(*arguments: str) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": SEARCH_PATH}, check=False)
     assert done.returncode == 0, done.stderr
     return Path(done.stdout.strip())
+
+
+@contextlib.contextmanager
+def installed() -> Iterator[Machine]:
+    """A machine with systemd as process 1, on which the package was just installed."""
+    need_machine()
+    deb = package()
+    with machine() as booted:
+        booted.run("sh", "-c", "cat >/var/tmp/edged.deb", stdin=deb.read_bytes())
+        booted.run("dpkg", "-i", "/var/tmp/edged.deb", timeout_s=300)
+        yield booted
 
 
 def as_version(deb: Path, version: str, place: Path) -> Path:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.package import package
+from tests.support.package import installed
 from tests.support.parts import require
-from tests.support.pid1 import Machine, machine, need_machine
+from tests.support.pid1 import Machine
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -30,11 +30,7 @@ LISTEN = ("systemd-run", "--unit=rack", "/usr/bin/python3", "-m", "http.server",
 
 @pytest.fixture(scope="module")
 def edge() -> Iterator[Machine]:
-    need_machine()
-    deb = package()
-    with machine() as booted:
-        booted.run("sh", "-c", "cat >/var/tmp/edged.deb", stdin=deb.read_bytes())
-        booted.run("dpkg", "-i", "/var/tmp/edged.deb", timeout_s=300)
+    with installed() as booted:
         booted.run("ip", "address", "add", "10.9.9.9/32", "dev", "lo")
         booted.put(CONFIG, booted.run("cat", CONFIG).stdout + BOARD)
         booted.run("systemctl", "restart", "edged.service")

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import greedy_engine
-from tests.support.package import package
-from tests.support.pid1 import Machine, machine, need_machine
+from tests.support.package import installed
+from tests.support.pid1 import Machine
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -45,11 +45,7 @@ print(answer.status, answer.read().decode())
 
 @pytest.fixture(scope="module")
 def edge() -> Iterator[Machine]:
-    need_machine()
-    deb = package()
-    with machine() as booted:
-        booted.run("sh", "-c", "cat >/var/tmp/edged.deb", stdin=deb.read_bytes())
-        booted.run("dpkg", "-i", "/var/tmp/edged.deb", timeout_s=300)
+    with installed() as booted:
         yield booted
 
 
