@@ -1,18 +1,18 @@
-"""Workers that crash, hang, lie, leak or never start: each costs one worker, says why, and the next one goes on."""
+"""Workers that crash, hang, lie, leak or never start: each costs one worker, says why, and the next one goes on.
+
+What an ended worker leaves behind, namely nothing, is in ``test_worker_ends.py``.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import dataclasses
-import gc
 import logging
 import os
 import re
 import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,17 +20,15 @@ import numpy as np
 import pytest
 
 from edged.engines import life as life_module
-from edged.engines.engine import WorkerEngine, open_engine
+from edged.engines.engine import open_engine
 from edged.engines.life import Job, WorkerSpec
 from edged.errors import EngineError, EngineLost
-from edged.supervisor import Budget
 from tests.support import fault_engine
 from tests.support.plans import frames, make_job
-from tests.support.workers import QUICK, acting, eventually, running
+from tests.support.workers import QUICK, acting, alive, assert_echoes, children, eventually, running
 
 ENGINE_FILE = Path(fault_engine.__file__)
 SPEC = WorkerSpec("echo", deadline_s=2.0, load_deadline_s=20.0, engine_file=ENGINE_FILE)
-MARK = f"EDGED_TEST={os.getpid()}".encode()
 
 
 @pytest.fixture
@@ -38,25 +36,9 @@ def job(tmp_path: Path) -> Job:
     return make_job(tmp_path)
 
 
-async def assert_echoes(engine: WorkerEngine) -> None:
-    inputs = frames(3, seed=5)
-    np.testing.assert_array_equal((await engine.infer(inputs)).readout, inputs["x"][:, :3])
-
-
 def loading(job: Job, act: str) -> Job:
     model = dataclasses.replace(job.model, path=Path(f"/load-{act}"))  # type: ignore[type-var]  # a PlannedModel
     return dataclasses.replace(job, model=model)
-
-
-def children() -> set[int]:
-    return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 LOSSES = {
@@ -322,121 +304,6 @@ def test_a_poisoned_frame_ends_two_workers_and_no_more(job: Job) -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("turns", [10, pytest.param(50, marks=pytest.mark.slow)])
-def test_restarts_leave_no_process_no_descriptor_no_memory(job: Job, turns: int) -> None:
-    def descriptors() -> list[str]:
-        return sorted(link for link in map(_link, Path("/proc/self/fd").iterdir()) if link)
-
-    async def main() -> None:
-        budget = Budget(first_s=0.001, longest_s=0.01, failures=1000)
-        async with running(job, SPEC, budget=budget) as engine:
-            await assert_echoes(engine)
-            gc.collect()  # what earlier tests left
-            before, shm, mapped = descriptors(), sorted(Path("/dev/shm").iterdir()), _mapped()
-            for turn in range(turns):
-                with pytest.raises(EngineLost):
-                    await engine.infer(acting(("exit", "segfault", "garbage", "family", "engine")[turn % 5]))
-            await assert_echoes(engine)
-            assert _mapped() == mapped, "not even until the next collection"
-            gc.collect()
-            assert len(descriptors()) == len(before), (before, descriptors())
-            assert sorted(Path("/dev/shm").iterdir()) == shm
-            assert len(children()) == 1
-            assert engine.facts().restarts == turns
-
-    asyncio.run(main())
-    assert children() == set()
-
-
-def _link(path: Path) -> str:
-    try:
-        return str(path.readlink())
-    except OSError:
-        return ""
-
-
-def _mapped() -> int:
-    return Path("/proc/self/maps").read_text().count("memfd:edged-tensors")
-
-
-def test_children_of_a_worker_end_with_it(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(*MARK.decode().split("="))
-
-    async def main() -> None:
-        async with running(job, SPEC) as engine:
-            await engine.infer(acting("children"))
-
-            assert _sleepers(), "the control: it has left a child behind"
-            with pytest.raises(EngineLost):
-                await engine.infer(acting("exit"))
-            await eventually(lambda: not _sleepers())
-
-    asyncio.run(main())
-
-
-def _sleepers() -> list[Path]:
-    """Children of workers of this process: they have its environment."""
-    return [
-        path
-        for path in Path("/proc").glob("[0-9]*")
-        if b"time.sleep(600)" in _read(path / "cmdline") and MARK in _read(path / "environ")
-    ]
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
-
-
-DAEMON = """
-import asyncio, sys, tempfile
-from pathlib import Path
-from edged.engines import life
-from edged.engines.engine import open_engine
-from edged.engines.life import WorkerSpec
-from tests.support.plans import frames, make_job
-from tests.support.workers import QUICK, acting, eventually, running
-from tests.support.fault_engine import marker
-
-async def main():
-    job = make_job(Path(sys.argv[1]))
-    spec = WorkerSpec("echo", deadline_s=60, engine_file=Path(sys.argv[2]))
-    if sys.argv[3] == "unprotected":
-        real = life.command
-        life.command = lambda python, arguments: real(python, [*arguments[:3], *arguments[5:]])  # without --parent
-    async with open_engine(spec, job) as engine:
-        print(engine.facts().pid, flush=True)
-        inputs = frames(1)
-        if sys.argv[3] != "idle":
-            inputs["x"][0, 0] = marker("hang")
-            await engine.infer(inputs)
-        await asyncio.sleep(60)
-
-asyncio.run(main())
-"""
-
-
-@pytest.mark.parametrize("work", ["idle", "busy", "unprotected"])
-def test_a_worker_ends_within_a_second_of_its_killed_daemon(tmp_path: Path, work: str) -> None:
-    command = [sys.executable, "-c", DAEMON, str(tmp_path), str(ENGINE_FILE), work]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as daemon:
-        assert daemon.stdout is not None
-        pid = int(daemon.stdout.readline())
-        time.sleep(0.2)
-        assert alive(pid)
-        daemon.kill()
-        deadline = time.monotonic() + 1.0
-        while alive(pid) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        if work == "unprotected":  # the control: a busy worker that does not follow its parent outlives it
-            assert alive(pid)
-            os.kill(pid, signal.SIGKILL)
-        else:
-            assert not alive(pid)
-
-
 def test_the_kernel_prefers_a_worker_when_memory_runs_out(job: Job) -> None:
     async def main() -> None:
         async with running(job, SPEC) as engine:
@@ -480,17 +347,5 @@ def test_pending_work_is_told_to_the_watchdog(job: Job) -> None:
             with pytest.raises(EngineLost):
                 await call
             assert engine.oldest_pending_ns() is None
-
-    asyncio.run(main())
-
-
-def test_a_worker_stops_politely(job: Job) -> None:
-    async def main() -> None:
-        async with running(job, SPEC) as engine:
-            await assert_echoes(engine)
-            life = engine._life
-            assert life is not None
-        assert life._process is not None
-        assert life._process.ending() == "exited with code 0 (OK)"
 
     asyncio.run(main())

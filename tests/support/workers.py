@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,3 +46,22 @@ async def eventually(true: Callable[[], bool], within_s: float = 5.0) -> None:
     async with asyncio.timeout(within_s):
         while not true():
             await asyncio.sleep(0.01)
+
+
+async def assert_echoes(engine: WorkerEngine) -> None:
+    """It serves: the engine of ``fault_engine`` answers with what it was given."""
+    inputs = frames(3, seed=5)
+    np.testing.assert_array_equal((await engine.infer(inputs)).readout, inputs["x"][:, :3])
+
+
+def children() -> set[int]:
+    """The children of this process that nobody has reaped."""
+    return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs: a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False

@@ -18,7 +18,6 @@ from tests.support.tree import ROOT, relative, tracked
 # Files that may be longer than 400 lines, each with the reason why it still has one job.
 LONG_FILES: dict[str, str] = {
     "tests/integration/test_tensorrt_worker.py": "one behaviour after the other on one test double, with its fixtures",
-    "tests/integration/test_worker_faults.py": "one fault after the other on one worker, with the fixtures they share",
 }
 LINES_MAX = 400
 CODE_SUFFIXES = {".py", ".sh", ".js", ".css", ".html", ".cc", ".h", ".toml", ".service", ".rules"}
