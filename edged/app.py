@@ -103,10 +103,12 @@ class _Daemon:
         self._used = config.installed_models
         measure = Measure(config.models.trial_results, config.models.trial_s)
         installed = Installed(models, measure, {name: set(users) for name, users in self._used.items()})
-        hosts = config.device.runtime_dir / "worker"
+        hosts = config.device.hosts_dir
         self._presence = Presence(config.board, hosts / "boards.sock")
         rejected = state / "rejected"
-        self._shared = Shared(store, config.engines, state / "cache", rejected, installed, self._presence, hosts)
+        self._shared = Shared(
+            store, config.engines, config.device.cache_dir, rejected, installed, self._presence, hosts
+        )
         self._lanes = [Lane(pipeline, self._shared) for pipeline in config.pipeline]
         self._governor = Governor(config.pressure, self._lanes)
         self._report = Report(config.device, self._lanes, store, self._presence.watch, self._governor)

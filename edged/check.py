@@ -9,7 +9,6 @@ import asyncio
 import importlib.util
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from edged.engines.life import Job
 from edged.errors import EdgedError
 from edged.feeder_config import EventsFeeder, MqttFeeder, RtspFeeder
 from edged.hardware_config import Board
-from edged.lane import worker_spec
+from edged.workbench import Workbench, workbench
 
 LIBRARIES = {EventsFeeder: ("", ""), MqttFeeder: ("paho", "mqtt"), RtspFeeder: ("av", "rtsp")}
 
@@ -159,17 +158,16 @@ def model(pipeline: settings.Pipeline, engine: str, config: settings.Config) -> 
     """Let a pipeline's model prove itself on one engine, in a worker of our own."""
     what = f"pipeline {pipeline.name}: model {pipeline.model} on {engine}"
     try:
-        with tempfile.TemporaryDirectory(prefix="edged-check-") as cache:
-            problem = asyncio.run(_prove(pipeline, engine, config, Path(cache)))
+        with workbench(config, engine) as bench:
+            problem = asyncio.run(_prove(pipeline, config, bench))
     except EdgedError as error:
         problem = str(error)
     return Finding(what, problem)
 
 
-async def _prove(pipeline: settings.Pipeline, engine: str, config: settings.Config, cache: Path) -> str:
+async def _prove(pipeline: settings.Pipeline, config: settings.Config, bench: Workbench) -> str:
     bundle = open_bundle(pipeline.bundle_dir or current_path(config.device.models_dir, pipeline.model))
-    plans = await ensure_plans(bundle, cache, [engine])
-    spec = worker_spec(engine, config.engines)
-    async with open_engine(spec, Job(bundle, pipeline.max_batch, plans, cache)) as running:
+    plans = await ensure_plans(bundle, bench.cache, [bench.spec.engine])
+    async with open_engine(bench.spec, Job(bundle, pipeline.max_batch, plans, bench.cache)) as running:
         report = await prove(running, bundle)
     return report.reason

@@ -63,6 +63,16 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self.state_dir / "models"
 
     @property
+    def cache_dir(self) -> Path:
+        """Plans that engines derived; workers write there too, and nothing in it is needed."""
+        return self.state_dir / "cache"
+
+    @property
+    def hosts_dir(self) -> Path:
+        """The sockets behind which systemd starts workers, where it does."""
+        return self.runtime_dir / "worker"
+
+    @property
     def trust_dir(self) -> Path:
         """Public keys (*.pem) whose owners may sign models for this device."""
         return self.state_dir / "trust"

@@ -7,9 +7,7 @@ a running daemon is touched: every worker is our own, with a cache that is throw
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -22,7 +20,7 @@ from edged.bundle.store.store import current_path
 from edged.engines.engine import open_engine
 from edged.engines.life import Job, WorkerLife
 from edged.errors import EdgedError, EngineError
-from edged.lane import worker_spec
+from edged.workbench import Workbench, workbench
 
 
 class Runs(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,11 +44,11 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
 def look(config: settings.Config, *, thorough: bool) -> Iterator[Found]:
     """Every engine that we know, one after the other. ``thorough``: models prove themselves, not only load."""
-    with ExitStack() as stack:
-        cache = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edged-engines-")))
-        models = list(_models(config))
-        for engine in settings.ENGINES:
-            yield asyncio.run(_look(config, engine, models, cache, thorough=thorough))
+    models = list(_models(config))
+    for engine in settings.ENGINES:
+        with workbench(config, engine) as bench:
+            found = asyncio.run(_look(bench, models, thorough=thorough))
+        yield found
 
 
 def show(found: Iterable[Found]) -> Iterator[str]:
@@ -76,27 +74,24 @@ def _models(config: settings.Config) -> Iterator[tuple[str, Bundle | str]]:
             yield f"{bundle.name}@{bundle.version}", bundle
 
 
-async def _look(
-    config: settings.Config, engine: str, models: Sequence[tuple[str, Bundle | str]], cache: Path, *, thorough: bool
-) -> Found:
-    life = WorkerLife(worker_spec(engine, config.engines))
+async def _look(bench: Workbench, models: Sequence[tuple[str, Bundle | str]], *, thorough: bool) -> Found:
+    engine = bench.spec.engine
+    life = WorkerLife(bench.spec)
     try:
         hello = await life.meet()
     except EngineError as error:
         return Found(engine=engine, present=False, reason=str(await life.end(error)))
     await life.end()
-    runs = [await _runs(config, engine, name, model, cache, thorough=thorough) for name, model in models]
+    runs = [await _runs(bench, name, model, thorough=thorough) for name, model in models]
     return Found(engine=engine, present=True, version=hello.engine_version, python=hello.python, models=tuple(runs))
 
 
-async def _runs(
-    config: settings.Config, engine: str, name: str, model: Bundle | str, cache: Path, *, thorough: bool
-) -> Runs:
+async def _runs(bench: Workbench, name: str, model: Bundle | str, *, thorough: bool) -> Runs:
     if isinstance(model, str):
         return Runs(model=name, runs=False, reason=model)
     try:
-        job = Job(model, 1, await ensure_plans(model, cache, [engine]), cache)
-        async with open_engine(worker_spec(engine, config.engines), job) as running:
+        job = Job(model, 1, await ensure_plans(model, bench.cache, [bench.spec.engine]), bench.cache)
+        async with open_engine(bench.spec, job) as running:
             reason = (await prove(running, model)).reason if thorough else ""
     except EdgedError as error:
         return Runs(model=name, runs=False, reason=error.message)

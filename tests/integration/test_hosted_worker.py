@@ -21,11 +21,24 @@ from edged.engines.engine import WorkerEngine
 from edged.engines.life import Job, WorkerSpec
 from edged.errors import EngineError, EngineLost
 from tests.support import fault_engine
+from tests.support.device import BUNDLE
 from tests.support.parts import missing, program
 from tests.support.plans import frames, make_job
 from tests.support.workers import acting, eventually, running
 
 ENGINE_FILE = Path(fault_engine.__file__)
+CONFIG = """
+[device]
+id = "edge-1"
+state_dir = "state"
+runtime_dir = "run"
+[[pipeline]]
+name = "digits"
+model = "{model}"
+[[pipeline.source]]
+type = "http"
+name = "http"
+"""
 
 
 @contextlib.contextmanager
@@ -201,3 +214,19 @@ def test_an_interpreter_that_is_not_there_is_named(job: Job, tmp_path: Path) -> 
 
     with activation(place, "echo", "--python", "/nowhere/python"):
         asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("python", ["", "/nowhere/python"])
+def test_a_command_tries_an_engine_in_the_unit_that_the_daemon_would_ask_for(tmp_path: Path, python: str) -> None:
+    """The second is the control: only in the unit is that interpreter named."""
+    config = tmp_path / "edged.toml"
+    config.write_text(CONFIG.format(model=BUNDLE))
+    hosts = tmp_path / "run/worker"
+    hosts.mkdir(parents=True)
+    (tmp_path / "state/cache").mkdir(parents=True)
+    with activation(hosts / "onnxruntime.sock", "onnxruntime", *(["--python", python] if python else [])):
+        command = [sys.executable, "-m", "edged", "check", "--config", str(config)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ("could not be started: /nowhere/python" in done.stdout + done.stderr) == bool(python), done
+    assert (done.returncode == 0) == (not python), done
+    assert list((tmp_path / "state/cache").iterdir()) == []
