@@ -1,4 +1,4 @@
-"""Where a command tries an engine, beside the daemon and as the daemon would (``edged check``, ``engines``, ``doctor``).
+"""Where a command tries an engine, beside the daemon and as it would (``edged check``, ``engines``, ``doctor``).
 
 In a unit of its own where systemd offers one and whoever runs the command may ask for it, as root may; the cache is
 then beside the daemon's own, where the unit sees it. Elsewhere as a child of this process. Nothing stays of either.
