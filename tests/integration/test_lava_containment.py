@@ -214,13 +214,17 @@ def test_control_without_the_guard_processes_and_segments_stay(place: Path) -> N
     process.stdout.close()
 
 
-def test_what_a_killed_guard_leaves_is_swept_by_the_next_start_and_nothing_else(place: Path) -> None:
+def guards(worker: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-f", f"containment.py {worker} "], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def test_what_a_guard_leaves_that_was_killed_with_its_worker_is_swept_by_the_next_start(place: Path) -> None:
     process = start(place, RUN)
     mine = mark(process.pid)
-    guard = subprocess.run(
-        ["pgrep", "-f", f"containment.py {process.pid} "], capture_output=True, text=True, check=True
-    )
-    os.kill(int(guard.stdout), signal.SIGKILL)
+    os.kill(process.pid, signal.SIGSTOP)  # it cannot replace the guard
+    (guard,) = guards(process.pid)
+    os.kill(guard, signal.SIGKILL)
     sweep()
     held = [path for path in traces() if mine in path.name]
     assert any(path.name.startswith(SEGMENT) for path in held)  # it lives: nothing of it was touched
@@ -229,6 +233,21 @@ def test_what_a_killed_guard_leaves_is_swept_by_the_next_start_and_nothing_else(
     assert [path for path in traces() if mine in path.name] == held
     sweep()
     assert not [path for path in traces() if mine in path.name]
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+def test_a_killed_guard_is_replaced_and_the_next_one_takes_everything_along(place: Path) -> None:
+    process = start(place, RUN)
+    mine = mark(process.pid)
+    for _ in range(3):
+        (guard,) = guards(process.pid)
+        os.kill(guard, signal.SIGKILL)
+        wait_until(lambda was=guard: guards(process.pid) not in ([], [was]))  # type: ignore[misc]  # bound in the loop
+    assert any(mine in path.name for path in traces())
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    wait_until(lambda: not group(process.pid) and not [path for path in traces() if mine in path.name])
     assert process.stdout is not None
     process.stdout.close()
 

@@ -3,9 +3,9 @@
 The runtime forks a process for each of Lava's, a manager with a directory of sockets, and shared segments; its children
 know no parent's death, and none of it is cleaned up after a kill. Here every segment and the directory carry the
 worker's mark (its pid and the time when it started), and a *guard* in a session of its own waits for the worker's end:
-then it kills what is left of the worker's process group and removes what carries the mark. Where the guard was killed
-too, the next worker that starts removes the marks of the dead. A child that dies under the runtime would leave it
-waiting for ever: a thread sees it and ends the worker at once.
+then it kills what is left of the worker's process group and removes what carries the mark. A guard that is killed is
+replaced; where both were killed at once, the next worker that starts removes the marks of the dead. A child that dies
+under the runtime would leave it waiting for ever: a thread sees it and ends the worker at once.
 
 Standard library only, and nothing of ours: the guard runs this file as a program.
 """
@@ -33,6 +33,7 @@ NAME_LENGTH = 60  # of a segment; the standard library stops at 14 for systems o
 FOLDER = "edged-lava-"
 LAST_S = 5.0  # for a killed group to be gone; what is not by then hangs in the kernel
 POLL_S = 0.02
+PAUSE_S = 0.1  # before a guard is replaced again
 
 
 def mark(pid: int) -> str:
@@ -54,11 +55,25 @@ def enclose() -> Path:
     folder = Path(tempfile.gettempdir()) / f"{FOLDER}{mine}"
     folder.mkdir(mode=0o700)
     vars(multiprocessing.current_process())["_config"]["tempdir"] = str(folder)
-    subprocess.Popen(
+    first = _start_guard(mine, folder)
+    threading.Thread(target=_keep_guard, args=(first, mine, folder), name="guard", daemon=True).start()
+    return folder
+
+
+def _start_guard(mine: str, folder: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
         [sys.executable, "-I", "-S", __file__, str(os.getpid()), mine, str(folder)],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", start_new_session=True,
     )  # fmt: skip
-    return folder
+
+
+def _keep_guard(guarding: subprocess.Popen[bytes], mine: str, folder: Path) -> None:
+    """Replace the guard whenever it was killed, as long as this process lives."""
+    while True:
+        guarding.wait()
+        with contextlib.suppress(OSError):  # no process to be had now
+            guarding = _start_guard(mine, folder)
+        time.sleep(PAUSE_S)
 
 
 def watch(children: dict[str, int], on_death: Callable[[str], None]) -> Callable[[], None]:
