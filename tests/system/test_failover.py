@@ -30,6 +30,8 @@ from tests.support.lava import lava_python
 
 SHORT_S, SOAK_S = 40.0, 600.0
 DEADLINE_S = {"lava": 0.5, "lava-sim": 30.0}  # of a call: more than it needs, also to prove itself on a busy machine
+HEALS = {"lava": 0.0, "lava-sim": 0.25}  # the share of faults after which nothing happens until it serves again
+PATIENCE = 0.1  # of the whole time, with an engine that heals
 SIGNALS = (signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV)
 SEED = 11
 
@@ -127,6 +129,13 @@ def serving(device: Device) -> set[str]:
     return {facts["name"] for facts in device.status().get("engines", []) if facts["placement"] == "serving"}
 
 
+def _await_serving(device: Device, engine: str, within_s: float) -> None:
+    """Return when it serves, or when that takes too long."""
+    until = time.monotonic() + within_s
+    while engine not in serving(device) and time.monotonic() < until:
+        time.sleep(0.2)
+
+
 def kill_a_child(device: Device) -> bool:
     """Kill one of the processes that Lava's own runtime started."""
     daemon = device.pid("daemon")
@@ -185,6 +194,9 @@ def test_engines_fail_at_random_and_no_frame_does(
             done = "a child" * kill_a_child(device) if child else harm(device, lava, chance)
             if done:
                 faults.append((done, moment))
+            if HEALS[engine] and chance.random() < HEALS[engine]:
+                lava.heal()
+                _await_serving(device, engine, PATIENCE * length_s(request))
         lava.heal()
         time.sleep(2)
         feeder.done.set()
