@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import re
 import socket
 import subprocess
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,7 +159,20 @@ def test_the_package_is_in_order() -> None:
 
 def test_the_same_checkout_gives_the_same_bytes(tmp_path: Path) -> None:
     first, second = (package("--version", "0.0.7", "--out", str(tmp_path / name)) for name in ("one", "two"))
-    assert first.read_bytes() == second.read_bytes()
+    assert _members(first) == _members(second)
+    assert hashlib.sha256(first.read_bytes()).hexdigest() == hashlib.sha256(second.read_bytes()).hexdigest()
+
+
+def _members(deb: Path) -> set[tuple[str, int, int, str]]:
+    """Name, mode, date and digest of everything in a package: what differs is then told by its name."""
+    members = set()
+    for part in ("--ctrl-tarfile", "--fsys-tarfile"):
+        with tarfile.open(fileobj=io.BytesIO(subprocess.check_output(["dpkg-deb", part, str(deb)]))) as tar:
+            for one in tar:
+                content = tar.extractfile(one) if one.isfile() else None
+                digest = hashlib.sha256(content.read() if content else one.linkname.encode()).hexdigest()
+                members.add((f"{part}: {one.name}", one.mode, int(one.mtime), digest))
+    return members
 
 
 def test_the_build_refuses_what_it_cannot_build() -> None:
