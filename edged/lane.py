@@ -44,6 +44,7 @@ from edged.sources.spool import SpoolSource
 log = logging.getLogger(__name__)
 
 WATCH_S = 0.5  # between two looks at a model on trial
+FOREIGN = ("lava",)  # lava-nc starts on Python 3.10 only, the daemon on 3.11 and newer
 DRAIN_S = 2.0  # frames under way at a stop get this long; what is left is still in the spool or is asked again
 
 
@@ -350,7 +351,7 @@ def _seen(pipeline: Pipeline, ready: Ready) -> Seen:
 
 def worker_spec(name: str, engines: settings.Engines, hosts_dir: Path | None = None) -> WorkerSpec:
     """How to run an engine, as its table in the configuration says; engines of one package share a host too."""
-    table = engines.worker(name)
+    table, package = engines.worker(name), name.partition("-")[0]
     return WorkerSpec(
         name,
         python=table.python,
@@ -359,5 +360,6 @@ def worker_spec(name: str, engines: settings.Engines, hosts_dir: Path | None = N
         memory_limit_bytes=table.memory_mb << 20,
         recycle_calls=table.recycle_calls,
         device=engines.device(name),
-        host=hosts_dir / f"{name.partition('-')[0]}.sock" if hosts_dir is not None else None,
+        host=hosts_dir / f"{package}.sock" if hosts_dir is not None else None,
+        foreign=package in FOREIGN,
     )

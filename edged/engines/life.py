@@ -45,12 +45,16 @@ class WorkerSpec:
     device: str = ""  # that it needs, by kind, short name or link; empty: none
     engine_file: Path | None = None  # a class ``Engine`` of somebody else's, instead of an engine of ours
     host: Path | None = None  # a socket behind which systemd starts workers; where nobody made it, the daemon does
+    foreign: bool = False  # the daemon's own interpreter can never run it
 
     def missing(self) -> str:
         """Why a worker cannot even be started, empty if it can."""
-        if not self.python or shutil.which(self.python):
+        if self.python:
+            return "" if shutil.which(self.python) else f"there is no interpreter {self.python}"
+        if not self.foreign or (self.host is not None and self.host.is_socket()):
             return ""
-        return f"there is no interpreter {self.python}"
+        package = self.engine.partition("-")[0]
+        return f"it needs an interpreter of its own: install edged-{package}, or set engines.{package}.python"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edged.config import Engines
 from edged.engines.engine import WorkerEngine
 from edged.engines.life import Job, WorkerSpec
 from edged.errors import EngineError, EngineLost
+from edged.lane import worker_spec
 from tests.support import fault_engine
 from tests.support.device import BUNDLE
 from tests.support.parts import missing, program
@@ -230,3 +232,16 @@ def test_a_command_tries_an_engine_in_the_unit_that_the_daemon_would_ask_for(tmp
     assert ("could not be started: /nowhere/python" in done.stdout + done.stderr) == bool(python), done
     assert (done.returncode == 0) == (not python), done
     assert list((tmp_path / "state/cache").iterdir()) == []
+
+
+def test_an_engine_of_another_interpreter_is_here_while_a_unit_offers_it(tmp_path: Path) -> None:
+    """So that it is found when its package is installed, and not asked for in vain before."""
+
+    def missing(engine: str) -> str:
+        return worker_spec(engine, Engines(), tmp_path).missing()
+
+    assert "install edged-lava, or set engines.lava.python" in missing("lava-fixed")
+    assert missing("onnxruntime") == ""  # the daemon's own may run it
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / "lava.sock"))
+        assert missing("lava-fixed") == ""
