@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 UNITS = "/usr/lib/systemd/system"
 DAEMON, SYNC, WORKER = "edged.service", "edged-sync.service", "edged-worker-onnxruntime@.service"
+FEEDER = "edged-feed@.service"
 # What a probe tries, by name; each prints "done" or the error's name. /srv/open may be written by everybody, and
 # /dev/loop-test and /dev/serial-test be opened by everybody: only the sandbox can say no.
 PROBE = """
@@ -37,6 +38,10 @@ def netlink():
 def worker():
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.connect("/run/edged/worker/event.sock")
+
+def hand_in():
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.connect("/run/edged/http.sock")
 
 def write(path):
     with open(path, "w") as file:
@@ -74,6 +79,7 @@ ACTS = {
     "disk": lambda: open_device("/dev/loop-test"),
     "serial line": lambda: open_device("/dev/serial-test"),
     "start a worker": worker,
+    "hand frames in": hand_in,
     "see others": lambda: os.stat("/proc/1/status"),
 }
 told = {}
@@ -87,11 +93,12 @@ print("PROBE " + os.environ["TURN"] + json.dumps(told), flush=True)
 """
 ALLOWED = {
     DAEMON: {"netlink", "write results", "write cursor", "write models", "write cache", "write status", "read results",
-             "read models", "read trust", "serial line", "start a worker"},
-    SYNC: {"ip", "write cursor", "read results"},
+             "read models", "read trust", "serial line", "start a worker", "hand frames in"},
+    SYNC: {"ip", "write cursor", "read results", "hand frames in"},
+    FEEDER: {"ip", "hand frames in"},
     WORKER: {"write cache", "read models"},
 }  # fmt: skip
-USERS = {DAEMON: "edged", SYNC: "edged-sync", WORKER: "edged-worker"}
+USERS = {DAEMON: "edged", SYNC: "edged-sync", WORKER: "edged-worker", FEEDER: "edged-feed"}
 
 
 @pytest.fixture(scope="module")
@@ -135,14 +142,14 @@ def probe(edge: Machine, text: str) -> dict[str, str]:
     return told
 
 
-@pytest.mark.parametrize("unit", [DAEMON, SYNC, WORKER])
+@pytest.mark.parametrize("unit", list(USERS))
 def test_only_what_a_unit_is_for_can_be_done_from_inside(edge: Machine, unit: str) -> None:
     told = probe(edge, sandboxed(edge, unit))
     surprises = {name: how for name, how in told.items() if (how == "done") != (name in ALLOWED[unit])}
     assert surprises == {}
 
 
-@pytest.mark.parametrize("unit", [DAEMON, SYNC, WORKER])
+@pytest.mark.parametrize("unit", list(USERS))
 def test_without_the_sandbox_the_same_user_could_do_it(edge: Machine, unit: str) -> None:
     """The control: what is refused above is refused by the sandbox, not by chance. Root's privileges nobody has."""
     told = probe(edge, free(unit))

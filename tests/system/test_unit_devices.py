@@ -5,19 +5,18 @@ One machine with systemd as process 1 serves all tests of this file.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests.support.edge import CONFIG, status
 from tests.support.package import installed
 from tests.support.parts import require
 from tests.support.pid1 import Machine
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-CONFIG = "/etc/edged/edged.toml"
 BOARD = """
 [[board]]
 name = "rack"
@@ -35,12 +34,6 @@ def edge() -> Iterator[Machine]:
         booted.put(CONFIG, booted.run("cat", CONFIG).stdout + BOARD)
         booted.run("systemctl", "restart", "edged.service")
         yield booted
-
-
-def status(edge: Machine) -> dict[str, Any]:
-    """What the daemon last wrote of itself; empty while it is starting."""
-    told = edge.run("cat", "/run/edged/status.json", check=False).stdout
-    return dict(json.loads(told)) if told else {}
 
 
 def rack(edge: Machine) -> str:

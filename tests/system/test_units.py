@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import greedy_engine
+from tests.support.edge import ASK, CONFIG, ask, feed, pid, results, wait_ready
 from tests.support.package import installed
 from tests.support.pid1 import Machine
 
@@ -23,24 +24,6 @@ READY_S = 2.0
 STOP_S = 5.0
 BURST = 4000  # frames: they are still coming when the daemon is told to stop
 WORKER = "edged-worker-onnxruntime@.service"
-CONFIG = "/etc/edged/edged.toml"
-FRAME = """
-import os, sys, numpy as np
-name, count, value = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-seven = np.load("/usr/share/edged/examples/seven.npy")
-for i in range(count):
-    frame = np.full_like(seven, 255) if value == "white" else seven
-    np.save("/var/tmp/frame.npy", frame)
-    os.rename("/var/tmp/frame.npy", f"/var/lib/edged/spool/{name}-{i}.npy")
-"""
-ASK = """
-import sys, urllib.request, urllib.error
-try:
-    answer = urllib.request.urlopen("http://127.0.0.1:8080" + sys.argv[1], timeout=30)
-except urllib.error.HTTPError as error:
-    answer = error
-print(answer.status, answer.read().decode())
-"""
 
 
 @pytest.fixture(scope="module")
@@ -56,32 +39,6 @@ def as_it_was(edge: Machine) -> Iterator[None]:
         edge.revert(unit)
     edge.run("systemctl", "restart", "edged.service")
     wait_ready(edge)
-
-
-def ask(edge: Machine, path: str) -> tuple[int, str]:
-    status, _, body = edge.python(ASK, path).stdout.partition(" ")
-    return int(status), body
-
-
-def wait_ready(edge: Machine, within_s: float = 60.0) -> None:
-    edge.eventually(lambda: ask(edge, "/v2/health/ready")[0] == 200, within_s)
-
-
-def feed(edge: Machine, name: str, count: int = 1, value: str = "seven") -> None:
-    edge.run("/opt/edged/bin/python", "-I", "-c", FRAME, name, str(count), value)
-
-
-def results(edge: Machine, name: str) -> dict[str, dict[str, object]]:
-    """What the buffer holds of the frames fed under a name, by key."""
-    lines = edge.run("edged", "results", "--json", "--limit", "5000").stdout.splitlines()
-    rows = [row for row in map(json.loads, lines) if str(row.get("key", "")).startswith(name)]
-    keys = [row["key"] for row in rows]
-    assert len(keys) == len(set(keys)), "a frame has two results"
-    return {row["key"]: row for row in rows}
-
-
-def pid(edge: Machine) -> int:
-    return int(edge.show("edged.service", "MainPID"))
 
 
 def test_the_service_is_ready_within_two_seconds(edge: Machine) -> None:
