@@ -18,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
+from edged.bundle.golden_form import load_golden
 from edged.bundle.loaded import Bundle, open_bundle
 from edged.bundle.plans import GraphRefused, ensure_plans
-from edged.bundle.selftest import SelftestReport, load_golden, prove
+from edged.bundle.selftest import SelftestReport, prove
 from edged.engines.engine import WorkerEngine
 from edged.engines.life import Job, WorkerSpec
 from edged.engines.placed import PlacedEngine

@@ -18,8 +18,9 @@ import msgspec
 from edged.bundle import signing
 from edged.bundle.archive import opened, pack
 from edged.bundle.files import replace_durably
+from edged.bundle.golden_form import has_float16, has_integers, load_golden
 from edged.bundle.loaded import SIGNATURE, Bundle, open_bundle
-from edged.bundle.selftest import SelftestReport, has_integers, load_golden, prove
+from edged.bundle.selftest import SelftestReport, prove
 from edged.errors import BundleError
 from edged.ports import Engine
 
@@ -126,8 +127,10 @@ def run_verify(args: argparse.Namespace) -> int:
         print("graph   ok: canonical, and samples of a batch do not touch each other")
         if args.key:
             print(f"signer  ok: {signing.verify(bundle, args.key).key}")
-        integers = has_integers(bundle, load_golden(bundle))
-        print(f"golden  ok: complete and of the right shapes, {'also' if integers else 'none'} in integers")
+        golden = load_golden(bundle)
+        kinds = {"integers": has_integers(bundle, golden), "float16": has_float16(bundle, golden)}
+        told = [f"{'also' if there else 'none'} in {kind}" for kind, there in kinds.items()]
+        print(f"golden  ok: complete and of the right shapes, {', '.join(told)}")
         print(f"{bundle.name}@{bundle.version} is a valid bundle, digest {bundle.digest}")
     return 0
 

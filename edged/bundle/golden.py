@@ -1,6 +1,7 @@
 """Makes golden data: three kinds of evidence with which any engine can prove that it runs a model correctly.
 
-These are for floating point; what engines in integers are held to is made by ``golden_loihi`` and stands beside them.
+These are for float32; what engines in integers and in float16 are held to is made by ``golden_loihi`` and
+``golden_fp16``, and stands beside them.
 
 *Recorded steps*: single steps from recorded states. Every expected number carries the bound of its rounding error,
 ``c·eps·(|decay·v| + Σ|w||x| + |bias| + θ + v_sub)``; states are nudged so that no potential lies in that band around
@@ -20,9 +21,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from edged.bundle.arrays import compact
+from edged.bundle.golden_fp16 import fp16_golden
 from edged.bundle.golden_loihi import loihi_golden
 from edged.bundle.graph.cells import Cell, cells, magnitudes, tapped
 from edged.bundle.graph.plans import window_plan
+from edged.bundle.graph.readout import quantum
 from edged.bundle.graph.sensitivity import VALUE
 from edged.bundle.graph.spec import READOUT, GraphSpec
 from edged.bundle.graph.stock import Stock
@@ -56,7 +60,7 @@ def make_golden(
     network does not answer to the inputs, or rounding errors drown it.
     """
     golden = _Maker(model, spec, seed, samples).make(most_steps)
-    return golden | loihi_golden(model, spec, golden)
+    return golden | loihi_golden(model, spec, golden) | fp16_golden(model, spec, golden)
 
 
 class _Maker:
@@ -112,9 +116,9 @@ class _Maker:
         kept = np.argsort(deviation, kind="stable")[: self.rows(FREE_ROWS, self.samples[0].size)]
         top = np.sort(expected, axis=1)
         margin = top[:, -1] - top[:, -2] if self.spec.classes > 1 else np.zeros(len(top), dtype=np.float32)
-        loose = max(4 * float(deviation.max()), 0.15 * spread, 1.5 * _quantum(expected, self.spec))
+        loose = max(4 * float(deviation.max()), 0.15 * spread, 1.5 * quantum(expected, self.spec.readout))
         return {
-            "free.input": _compact(self.samples[kept]),
+            "free.input": compact(self.samples[kept]),
             "free.readout": expected[kept],
             "free.tight": (8 * deviation[kept] + 64 * EPS * np.abs(expected).max()).astype(np.float32),
             "free.loose": np.asarray(loose, dtype=np.float32),
@@ -145,11 +149,11 @@ class _Maker:
         for name, value in self.brinks(c).items():
             feeds[name] = np.concatenate([feeds[name], value])
         values, bounds = self.stock.run(feeds), self.bounds(feeds, c)
-        golden = {"step.c": np.asarray(c), "step.input": _compact(feeds[self.input.name])}
+        golden = {"step.c": np.asarray(c), "step.input": compact(feeds[self.input.name])}
         golden |= {"step.output": values[self.spec.output], "step.output_bound": bounds[self.spec.output]}
         for k, state in enumerate(self.spec.states):
-            golden[f"step.state.{k}"] = _compact(feeds[state.input])
-            golden[f"step.next.{k}"] = _compact(values[state.output])
+            golden[f"step.state.{k}"] = compact(feeds[state.input])
+            golden[f"step.next.{k}"] = compact(values[state.output])
             golden[f"step.next_bound.{k}"] = bounds[state.output]
         return golden
 
@@ -348,17 +352,3 @@ def _perturbed(plan: onnx.ModelProto, rng: np.random.Generator) -> onnx.ModelPro
             noise = rng.uniform(-2 * EPS, 2 * EPS, value.shape)
             tensor.CopyFrom(numpy_helper.from_array((value * (1 + noise)).astype(np.float32), tensor.name))
     return copy
-
-
-def _quantum(readout: Floats, spec: GraphSpec) -> float:
-    """The effect of one output spike where the readouts are counts of spikes; 0 for continuous readouts."""
-    steps = spec.readout.stop - spec.readout.start
-    gaps = [np.diff(np.unique(column)) for column in readout.T]
-    counts = all(len(gap) <= steps for gap in gaps)
-    return max((float(gap.min()) for gap in gaps if gap.size), default=0.0) if counts else 0.0
-
-
-def _compact(values: Floats) -> Floats:
-    """Whole numbers from 0 to 255 as bytes: spikes and events take a quarter."""
-    small = values.astype(np.uint8) if values.size and values.min() >= 0 and values.max() <= 255 else None
-    return small if small is not None and (small == values).all() else values

@@ -5,7 +5,8 @@ Pure NumPy, no engine of its own. Labels alone miss most defects (a dropped bias
 made twice in one session, the second time in reversed order, so that a state kept from the first run shows.
 
 An engine that computes in Loihi's integers (``INTEGERS``) is held to golden data of its own, where nothing is uncertain
-but the last bits of a float32: each potential is within half a unit, each spike is the same.
+but the last bits of a float32: each potential is within half a unit, each spike is the same. So is one whose sums are
+in float16 (``FLOAT16``), where each number has a bound; in bundles that have no such data, those of float32 decide.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edged.bundle.arrays import decode_npz
+from edged.bundle.golden_form import has_float16, has_integers, load_golden
 from edged.bundle.loaded import Bundle
 from edged.errors import BundleError, EngineError, EngineLost
 from edged.ports import Engine
 
 Floats = NDArray[Any]
 
-FORMAT = 1
 INTEGERS = ("lava-fixed", "lava-loihi2")  # engines that compute in Loihi's integers
+FLOAT16 = ("tensorrt-fp16",)  # engines whose sums are in float16
 TIGHT_SHARE = 0.75  # of free runs that must agree to rounding; in the others another rounding may have flipped a spike
 
 
@@ -71,6 +72,8 @@ async def prove(engine: Engine, bundle: Bundle, *, full: bool = True) -> Selftes
             hint = "convert the model again with this release, or name another engine"
             raise BundleError(f"{who}, and {bundle.name}@{bundle.version} has no golden data in integers", hint)
         exam: _Exam = _IntegerExam(engine, bundle, golden, full)
+    elif engine.name in FLOAT16 and has_float16(bundle, golden):
+        exam = _Float16Exam(engine, bundle, golden, full)
     else:
         exam = _Exam(engine, bundle, golden, full)
     checks = []
@@ -82,7 +85,12 @@ async def prove(engine: Engine, bundle: Bundle, *, full: bool = True) -> Selftes
                 raise  # a worker that was killed says nothing about the model: the caller asks again
             except EngineError as error:
                 checks.append(Check(name, False, f"the engine failed: {error}"))
+    if engine.name in FLOAT16 and not isinstance(exam, _Float16Exam) and not all(check.passed for check in checks):
+        checks.append(Check("numbers", False, "the bundle has no golden data in float16, so those of float32 decided"))
     return SelftestReport(f"{bundle.name}@{bundle.version}", bundle.digest, engine.name, tuple(checks))
+
+
+_Wanted = dict[str, tuple[Floats, Floats]]  # what must come out, and its bound
 
 
 class _Exam:
@@ -100,7 +108,7 @@ class _Exam:
         golden = self.golden
         frames = _floats(golden["step.input"])
         given = {state: _floats(golden[f"step.state.{k}"]) for k, state in enumerate(self.states)}
-        wanted = {self.output: (_floats(golden["step.output"]), golden["step.output_bound"])}
+        wanted: _Wanted = {self.output: (_floats(golden["step.output"]), golden["step.output_bound"])}
         for k, state in enumerate(self.states):
             wanted[state] = (_floats(golden[f"step.next.{k}"]), golden[f"step.next_bound.{k}"])
         return await self.recorded(name, frames, given, wanted)
@@ -110,13 +118,18 @@ class _Exam:
         name: str,
         frames: Floats,
         given: Mapping[str, Floats],
-        wanted: Mapping[str, tuple[Floats, Floats]],
+        wanted: _Wanted,
+        places: Mapping[str, Floats] | None = None,
     ) -> Check:
-        """Steps from given states, and what must come out within which bounds: by row, or one for all."""
+        """Steps from given states, and what must come out within which bounds: by row, or one for all.
+
+        ``places``: of which elements, counted flat in a row; of all where none are named.
+        """
         orders = [np.arange(len(frames)), np.arange(len(frames))[::-1]]
         worst, where = 0.0, ""
         for order in orders if self.full else orders[:1]:
             found = await self.step(frames[order], {state: value[order] for state, value in given.items()})
+            found |= {key: found[key].reshape(len(frames), -1)[:, place] for key, place in (places or {}).items()}
             for key, (expected, bound) in wanted.items():
                 excess = _excess(found[key], expected[order], (bound[order] if bound.ndim else bound))
                 if excess > worst:
@@ -160,7 +173,7 @@ class _Exam:
                     f"run {run + 1}: readout off by {deviation.max():.3g}, at most {self.golden['free.loose']:.3g}"
                 )
             shares.append(float((deviation <= self.golden["free.tight"][rows]).mean()))
-            sure = self.golden["free.margin"][rows] > self.golden["free.margin_floor"]
+            sure = (self.golden["free.margin"] > self.golden["free.margin_floor"])[rows]
             differing = found.argmax(axis=1)[sure] != expected[rows].argmax(axis=1)[sure]
             if differing.any():
                 problems.append(f"run {run + 1}: {int(differing.sum())} of {int(sure.sum())} labels differ")
@@ -204,6 +217,25 @@ class _Exam:
         return np.concatenate(parts)
 
 
+class _Float16Exam(_Exam):
+    """The same kinds of evidence for sums in float16: ``fp16.*``; the ties are those of float32."""
+
+    def __init__(self, engine: Engine, bundle: Bundle, golden: Mapping[str, Floats], full: bool) -> None:
+        own = {name.removeprefix("fp16."): value for name, value in golden.items() if name.startswith("fp16.free.")}
+        super().__init__(engine, bundle, {**golden, **own}, full)
+
+    async def steps(self, name: str) -> Check:
+        """Steps in which each neuron spikes once: every output, and chosen new states, within their bounds."""
+        golden, given, places = self.golden, {}, {}
+        wanted: _Wanted = {self.output: (golden["fp16.step.output"], golden["fp16.step.output_bound"])}
+        rows = len(golden["fp16.step.input"])
+        for k, state in enumerate(self.states):
+            given[state] = _floats(golden[f"fp16.step.state.{k}"]) * golden["fp16.step.unit"][k]
+            wanted[state] = (golden[f"fp16.step.next.{k}"], golden[f"fp16.step.next_bound.{k}"])
+            places[state] = golden.get(f"fp16.step.place.{k}", np.arange(given[state].size // rows))
+        return await self.recorded(name, _floats(golden["fp16.step.input"]), given, wanted, places)
+
+
 class _IntegerExam(_Exam):
     """The same kinds of evidence in Loihi's integers: ``loihi.*``."""
 
@@ -211,7 +243,7 @@ class _IntegerExam(_Exam):
         golden = self.golden
         rows = golden["loihi.step.rows"]
         given = {state: _floats(golden[f"step.state.{k}"][rows]) for k, state in enumerate(self.states)}
-        wanted = {self.output: (golden["loihi.step.output"], golden["loihi.step.output_bound"])}
+        wanted: _Wanted = {self.output: (golden["loihi.step.output"], golden["loihi.step.output_bound"])}
         for k, state in enumerate(self.states):
             wanted[state] = (golden[f"loihi.step.next.{k}"], golden[f"loihi.bound.{k}"])
         return await self.recorded(name, _floats(golden["step.input"][rows]), given, wanted)
@@ -253,87 +285,3 @@ def _excess(found: Floats, expected: Floats, bound: Floats) -> float:
 
 def _floats(values: Floats) -> Floats:
     return values.astype(np.float32)
-
-
-def load_golden(bundle: Bundle) -> dict[str, Floats]:
-    """The golden data of a bundle, complete and of the shapes that the manifest implies. Raises BundleError."""
-    golden = decode_npz(bundle.read(bundle.manifest.variant.golden))
-    if int(golden.get("format", np.zeros(())).max(initial=0)) != FORMAT:
-        raise BundleError(f"{bundle.path}: the golden data has no format {FORMAT}", "make the bundle again")
-    _check_shapes(bundle, golden, _expected_shapes(bundle, golden))
-    return golden
-
-
-def _check_shapes(bundle: Bundle, golden: Mapping[str, Floats], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    for name, shape in shapes.items():
-        value = golden.get(name)
-        if value is None or not _fits(value.shape, shape):
-            found = "missing" if value is None else f"of shape {value.shape}"
-            raise BundleError(f"{bundle.path}: golden array {name!r} is {found}", f"expected {shape} (-1: any)")
-        if not np.isfinite(value).all():
-            raise BundleError(f"{bundle.path}: golden array {name!r} holds NaN or infinity")
-
-
-def has_integers(bundle: Bundle, golden: Mapping[str, Floats]) -> bool:
-    """Whether an engine in integers has something to prove itself with. Raises BundleError where that is unusable."""
-    if int(golden.get("loihi.format", np.zeros(())).max(initial=0)) != FORMAT:
-        return False
-    rows, free = golden.get("loihi.step.rows", np.zeros(0)), len(golden["free.input"])
-    shapes: dict[str, tuple[int, ...]] = {
-        "loihi.step.rows": (max(len(rows) if rows.ndim else 0, 1),),
-        "loihi.step.output": (len(rows), bundle.classes),
-        "loihi.step.output_bound": (),
-        "loihi.free.readout": (free, bundle.classes),
-        "loihi.free.bound": (),
-    }
-    for k, state in enumerate(bundle.states):
-        shapes |= {f"loihi.step.next.{k}": (len(rows), *state.shape), f"loihi.bound.{k}": ()}
-        place = golden.get(f"loihi.tie.{k}.place")
-        if place is not None:
-            ties = place.size
-            shapes |= {f"loihi.tie.{k}.place": (ties,)}
-            shapes |= {f"loihi.tie.{k}.{role}": (2, ties) for role in ("state", "next")}
-            _check_indices(bundle, f"loihi.tie.{k}.place", place, int(np.prod(state.shape)))
-    _check_shapes(bundle, golden, shapes)
-    _check_indices(bundle, "loihi.step.rows", rows, len(golden["step.input"]))
-    return True
-
-
-def _check_indices(bundle: Bundle, name: str, found: Floats, size: int) -> None:
-    if found.dtype.kind not in "iu" or found.size == 0 or found.min() < 0 or found.max() >= size:
-        raise BundleError(f"{bundle.path}: golden array {name!r} holds places that there are not", f"of {size}")
-
-
-def _expected_shapes(bundle: Bundle, golden: Mapping[str, Floats]) -> dict[str, tuple[int, ...]]:
-    entry = bundle.inputs[0]
-    steps, free = (
-        len(golden[name]) if golden.get(name, np.zeros(())).ndim else 0 for name in ("step.input", "free.input")
-    )
-    steps, free = max(steps, 1), max(free, 1)
-    window = (bundle.timesteps, *entry.shape) if entry.sequence else entry.shape
-    shapes: dict[str, tuple[int, ...]] = {
-        "step.input": (steps, *entry.shape),
-        "step.output": (steps, bundle.classes),
-        "step.output_bound": (steps, bundle.classes),
-        "free.input": (free, *window),
-        "free.readout": (free, bundle.classes),
-        "free.tight": (free,),
-        "free.margin": (free,),
-        "free.loose": (),
-        "free.margin_floor": (),
-        "tie.silent": (len(bundle.states),),
-    }
-    for k, state in enumerate(bundle.states):
-        shapes |= {f"step.{role}.{k}": (steps, *state.shape) for role in ("state", "next")}
-        shapes[f"step.next_bound.{k}"] = (steps, *state.shape[:1], *(-1 for _ in state.shape[1:]))
-        if f"tie.{k}.state" in golden:
-            rows = len(golden[f"tie.{k}.state"]) if golden[f"tie.{k}.state"].ndim else 0
-            shapes |= {f"tie.{k}.{role}": (max(rows, 3), *state.shape) for role in ("state", "next", "hit")}
-            shapes[f"tie.{k}.bound"] = ()
-            if f"tie.{k}.others" in golden:
-                shapes[f"tie.{k}.others"] = (max(rows, 3), len(bundle.states))
-    return shapes
-
-
-def _fits(found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    return len(found) == len(expected) and all(b in (-1, a) for a, b in zip(found, expected, strict=True))

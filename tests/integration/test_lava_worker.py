@@ -10,10 +10,11 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
+from edged.bundle.golden_form import load_golden
 from edged.bundle.graph.checks import check_step_graph
 from edged.bundle.loaded import Bundle, open_bundle
 from edged.bundle.plans import ensure_plans
-from edged.bundle.selftest import load_golden, prove
+from edged.bundle.selftest import prove
 from edged.bundle.writer import write_bundle
 from edged.engines.engine import WorkerEngine, open_engine
 from edged.engines.life import Job, WorkerSpec

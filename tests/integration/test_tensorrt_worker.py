@@ -15,17 +15,21 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 
+from edged.bundle.golden_form import load_golden
+from edged.bundle.graph.checks import check_step_graph
 from edged.bundle.graph.readout import scores
 from edged.bundle.graph.spec import ReadoutSpec
 from edged.bundle.loaded import Bundle
 from edged.bundle.plans import ensure_plans
 from edged.bundle.selftest import prove
+from edged.bundle.writer import write_bundle
 from edged.engines.engine import WorkerEngine, open_engine
 from edged.engines.life import Job, WorkerLife, WorkerSpec
 from edged.engines.worker.tensorrt.model import TRIED
@@ -107,6 +111,31 @@ def test_every_bundled_model_proves_itself(gpu: FakeGpu, tmp_path: Path, bundle:
         assert report.passed, report.reason
 
     on_tensorrt(gpu, bundle, tmp_path, use)
+
+
+def test_float16_is_held_to_data_of_its_own(gpu: FakeGpu, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "dense")
+    golden = {name: value for name, value in load_golden(bundle).items() if not name.startswith("fp16.")}
+    model = check_step_graph(bundle.read("model.onnx"), bundle.spec)
+    old = write_bundle(tmp_path / "old", manifest=bundle.manifest, model=model, golden=golden, report={}, card="")
+
+    async def reason(of: Bundle, engine: WorkerEngine) -> str:
+        return (await prove(engine, of)).reason
+
+    spec = spec_of(gpu, "tensorrt-fp16")
+    assert on_tensorrt(gpu, bundle, tmp_path, partial(reason, bundle), spec) == ""
+    refused = on_tensorrt(gpu, old, tmp_path, partial(reason, old), spec)
+    assert "no golden data in float16, so those of float32 decided" in refused, "the control"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bundle", bundles(), ids=lambda bundle: bundle.name)
+def test_every_bundled_model_proves_itself_in_float16(gpu: FakeGpu, tmp_path: Path, bundle: Bundle) -> None:
+    async def use(engine: WorkerEngine) -> None:
+        report = await prove(engine, bundle)
+        assert report.passed, report.reason
+
+    on_tensorrt(gpu, bundle, tmp_path, use, spec_of(gpu, "tensorrt-fp16"))
 
 
 @pytest.mark.slow

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import onnx
 
+from edged.bundle.golden_form import load_golden
 from edged.bundle.golden_loihi import Chip, in_integers
 from edged.bundle.graph.readout import scores
 from edged.bundle.loaded import Bundle
 from edged.bundle.loihi import Integers, NoIntegers, Population
-from edged.bundle.selftest import load_golden
 from edged.domain import Array
 from edged.errors import EngineError
 from edged.ports import Inference

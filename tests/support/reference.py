@@ -18,14 +18,25 @@ from onnx import helper, numpy_helper
 from edged.bundle.graph.spec import GraphSpec
 
 Floats = NDArray[Any]
+Op = Callable[..., tuple[Floats, ...]]
 
 
 class Reference:
-    """Runs a step graph in ``dtype``; with ``wide`` the standard ops sum in float64 and round their results once."""
+    """Runs a step graph in ``dtype``; with ``wide`` the standard ops sum in float64 and round their results once.
+
+    ``layers`` are ops to be used in place of the standard ones.
+    """
 
     def __init__(
-        self, model: onnx.ModelProto, spec: GraphSpec, dtype: type[np.floating[Any]] = np.float32, *, wide: bool = False
+        self,
+        model: onnx.ModelProto,
+        spec: GraphSpec,
+        dtype: type[np.floating[Any]] = np.float32,
+        *,
+        wide: bool = False,
+        layers: Mapping[str, Op] | None = None,
     ) -> None:
+        self.standard = STANDARD | dict(layers or {})
         self.spec = spec
         self.nodes = list(model.graph.node)
         self.dtype = dtype
@@ -44,7 +55,7 @@ class Reference:
             neuron = node.domain == "edged.snn"
             if self.wide and not neuron:
                 arguments = [value.astype(np.float64) if value.dtype.kind == "f" else value for value in arguments]
-            run = NEURONS[node.op_type] if neuron else STANDARD[node.op_type]
+            run = NEURONS[node.op_type] if neuron else self.standard[node.op_type]
             attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
             results = run(*arguments, **attributes)
             values |= {name: self._cast(value) for name, value in zip(node.output, results, strict=True)}
@@ -171,11 +182,11 @@ def _conv(
     assert tuple(kernel_shape or w.shape[2:]) == w.shape[2:]
     assert tuple(dilations) == (1, 1)
     inputs, outputs = x.shape[1] // group, w.shape[0] // group
-    patches = _patches(x, w.shape[2:], pads, strides)
+    seen = patches(x, w.shape[2:], pads, strides)
     y = np.concatenate([
         np.einsum(
             "bchwkl,ockl->bohw",
-            patches[:, g * inputs : (g + 1) * inputs],
+            seen[:, g * inputs : (g + 1) * inputs],
             w[g * outputs : (g + 1) * outputs],
         )
         for g in range(group)
@@ -184,14 +195,15 @@ def _conv(
 
 
 def _average_pool(x: Floats, *, kernel_shape: Sequence[int], strides: Sequence[int] = (1, 1)) -> tuple[Floats]:
-    return (_patches(x, kernel_shape, (0, 0, 0, 0), strides).mean(axis=(4, 5)),)
+    return (patches(x, kernel_shape, (0, 0, 0, 0), strides).mean(axis=(4, 5)),)
 
 
 def _max_pool(x: Floats, *, kernel_shape: Sequence[int], strides: Sequence[int] = (1, 1)) -> tuple[Floats]:
-    return (_patches(x, kernel_shape, (0, 0, 0, 0), strides).max(axis=(4, 5)),)
+    return (patches(x, kernel_shape, (0, 0, 0, 0), strides).max(axis=(4, 5)),)
 
 
-def _patches(x: Floats, kernel: Sequence[int], pads: Sequence[int], strides: Sequence[int]) -> Floats:
+def patches(x: Floats, kernel: Sequence[int], pads: Sequence[int], strides: Sequence[int]) -> Floats:
+    """(B, C, H, W) → (B, C, rows, columns, *kernel), zeros around."""
     padded = np.pad(x, ((0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
     windows = np.lib.stride_tricks.sliding_window_view(padded, tuple(kernel), axis=(2, 3))
     return np.asarray(windows[:, :, :: strides[0], :: strides[1]])
@@ -215,7 +227,7 @@ def _reshape(x: Floats, shape: Floats) -> tuple[Floats]:
     return (x.reshape([x.shape[k] if size == 0 else size for k, size in enumerate(shape.tolist())]),)
 
 
-NEURONS: dict[str, Callable[..., tuple[Floats, ...]]] = {
+NEURONS: dict[str, Op] = {
     "IF": _if,
     "IFZ": _ifz,
     "LIF": _lif,
@@ -258,7 +270,7 @@ def _slice(x: Floats, starts: Floats, ends: Floats, axes: Floats, steps: Floats)
     return (x[tuple(cuts)],)
 
 
-STANDARD: dict[str, Callable[..., tuple[Floats, ...]]] = {
+STANDARD: dict[str, Op] = {
     "Add": lambda a, b: (a + b,),
     "AveragePool": _average_pool,
     "Div": lambda a, b: (a / b,),

@@ -22,9 +22,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edged.bundle.golden_form import load_golden
 from edged.bundle.loaded import Bundle
 from edged.bundle.plans import ensure_plans
-from edged.bundle.selftest import load_golden, prove
+from edged.bundle.selftest import prove
 from edged.engines.engine import WorkerEngine, open_engine
 from edged.engines.life import Job, WorkerLife, WorkerSpec
 from edged.errors import EngineError, EngineLost

@@ -24,6 +24,7 @@ from edged.errors import BundleError, EngineError
 from edged.ports import Engine, Inference
 from tests.support.bundles import Kind, make_bundle
 from tests.support.mutants import mutants
+from tests.support.numpy_engine import NumpyEngine
 from tests.support.reference import READOUTS, Reference
 from tests.support.stock_engine import StockEngine
 
@@ -45,24 +46,6 @@ def proved(engine: Engine, bundle: Bundle, *, full: bool = True) -> SelftestRepo
     return asyncio.run(prove(engine, bundle, full=full))
 
 
-class NumpyEngine:
-    """A correct engine with its own order of summation; ``wide``: it sums in float64 and rounds once."""
-
-    def __init__(self, bundle: Bundle, *, wide: bool, max_batch: int = 3) -> None:
-        self.name = "numpy"
-        self.max_batch = max_batch
-        self.reference = Reference(graph_of(bundle), bundle.spec, wide=wide)
-
-    async def infer(self, inputs: Mapping[str, Array]) -> Inference:
-        return Inference(self.reference.window(inputs)[0], 1)
-
-    async def step(
-        self, inputs: Mapping[str, Array], states: Mapping[str, Array]
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
-        y, new = self.reference.step(inputs, states)
-        return {self.reference.spec.output: y}, new
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", FORMS)
 def test_the_plans_of_a_good_model_pass(bundles: dict[Kind, Bundle], kind: Kind, form: Form) -> None:
@@ -77,7 +60,8 @@ def test_the_plans_of_a_good_model_pass(bundles: dict[Kind, Bundle], kind: Kind,
 def test_a_correct_engine_with_another_order_of_summation_passes(
     bundles: dict[Kind, Bundle], kind: Kind, wide: bool
 ) -> None:
-    report = proved(NumpyEngine(bundles[kind], wide=wide), bundles[kind])
+    reference = Reference(graph_of(bundles[kind]), bundles[kind].spec, wide=wide)
+    report = proved(NumpyEngine(reference), bundles[kind])
     assert report.passed, report.reason
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
+from edged.bundle.golden_form import load_golden
 from edged.bundle.golden_loihi import Chip, in_integers
 from edged.bundle.graph.builder import StepBuilder
 from edged.bundle.graph.checks import check_step_graph
@@ -17,7 +18,7 @@ from edged.bundle.graph.linear import NotLinear
 from edged.bundle.graph.spec import GraphSpec
 from edged.bundle.loaded import Bundle
 from edged.bundle.loihi import Integers, NoIntegers
-from edged.bundle.selftest import INTEGERS, SelftestReport, load_golden, prove
+from edged.bundle.selftest import INTEGERS, SelftestReport, prove
 from edged.bundle.writer import write_bundle
 from edged.errors import BundleError
 from edged.ports import Engine

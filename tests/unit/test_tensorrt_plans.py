@@ -10,13 +10,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edged.bundle.golden_form import load_golden
 from edged.bundle.graph.plans import OUTPUTS
 from edged.bundle.graph.standard import standard
 from edged.bundle.graph.stock import Stock
 from edged.bundle.graph.variants import WEIGHTED, NoVariant, half, int8, int8_layers, standard_plans
 from edged.bundle.loaded import Bundle
 from edged.bundle.plans import INDEX, STEP, WINDOWS, ensure_plans
-from edged.bundle.selftest import load_golden
 from tests.support.bundles import make_bundle
 from tests.support.tensorrt import GRAPHS, Subject, bundles, random_subjects, rounded, subject
 

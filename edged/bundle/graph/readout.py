@@ -21,3 +21,11 @@ def scores(outputs: Any, readout: ReadoutSpec) -> Any:
     if readout.kind == "max":
         return chosen.max(axis=0)
     return chosen.sum(axis=0) if readout.kind == "sum" else chosen.mean(axis=0)
+
+
+def quantum(readouts: Any, readout: ReadoutSpec) -> float:
+    """The effect of one output spike where readouts (N, classes) are counts of spikes; 0 for continuous readouts."""
+    steps = readout.stop - readout.start
+    gaps = [np.diff(np.unique(column)) for column in readouts.T]
+    counts = all(len(gap) <= steps for gap in gaps)
+    return max((float(gap.min()) for gap in gaps if gap.size), default=0.0) if counts else 0.0

@@ -48,7 +48,7 @@ def half(model: onnx.ModelProto) -> onnx.ModelProto:
     weights, halves = float_initializers(made.graph), dict[str, str]()
 
     def rewrite(node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
-        name = _weight(node, weights)
+        name = weight_of(node, weights)
         if name is None:
             return None
         if name not in halves:
@@ -114,6 +114,13 @@ def int8(model: onnx.ModelProto) -> onnx.ModelProto:
     return made
 
 
+def weight_of(node: onnx.NodeProto, weights: Mapping[str, NDArray[Any]]) -> str | None:
+    """The initializer that a layer multiplies with."""
+    if node.op_type not in WEIGHTED:
+        return None
+    return next((name for name in (node.input[1], node.input[0]) if name in weights), None)
+
+
 def int8_layers(model: onnx.ModelProto) -> int:
     """How many sums of an int8 graph are made in int8."""
     return sum(node.op_type == "QuantizeLinear" for node in model.graph.node)
@@ -160,13 +167,6 @@ def _copy(model: onnx.ModelProto, prefix: str) -> tuple[onnx.ModelProto, Rewriti
     made = onnx.ModelProto()
     made.CopyFrom(model)
     return made, Rewriting(made, prefix)
-
-
-def _weight(node: onnx.NodeProto, weights: Mapping[str, NDArray[Any]]) -> str | None:
-    """The initializer that a layer multiplies with."""
-    if node.op_type not in WEIGHTED:
-        return None
-    return next((name for name in (node.input[1], node.input[0]) if name in weights), None)
 
 
 def _without_bias(
