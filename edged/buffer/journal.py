@@ -4,9 +4,9 @@ A group is what queued during the previous fsync: one transaction for each lane 
 first. Numbers, frame identity and totals are part of the row, so they are committed by the very insert.
 
 After an I/O error at the commit nobody knows whether it took place. The segment is closed and read again; when the
-group is there, folding the log in writes it once more by another way; when not, it is committed anew. A damaged
-segment is put aside. A full disk: what is acknowledged goes, the ballast is released, then commits fail with ``full``
-until there is space.
+group is there (``doubts``), folding the log in writes it once more by another way; when not, it is committed anew. A
+damaged segment is put aside. A full disk: what is acknowledged goes, the ballast is released, then commits fail with
+``full`` until there is space.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 
 from edged.buffer import clock, retention, schema
 from edged.buffer.cursor import read_cursor
+from edged.buffer.doubts import Doubts
 from edged.buffer.errors import cause, store_error, translate
 from edged.buffer.files import segment_path
 from edged.buffer.frames import Place, frame_hash
@@ -61,6 +62,10 @@ class _Planned:
     seq: int
     frame: int | None
 
+    def receipt(self, epoch: str) -> Receipt:
+        """What its caller is told once it is stored."""
+        return Receipt(epoch, self.entry.stream, self.seq, self.entry.kind, self.entry.body)
+
 
 class Journal:
     """The one writer. ``broken``: lanes that must be read again before anything is appended to them."""
@@ -79,6 +84,7 @@ class Journal:
         self._quality_checked = -CLOCK_CHECK_S
         self._ack_version = (0, 0)
         self.broken: set[int] = set()
+        self._doubts = Doubts()
         self._free_bytes = 0  # at least so much may be written before files are looked at again
         self._measured = -1
         self.read_acks()
@@ -158,20 +164,23 @@ class Journal:
         if lane in self.broken:
             self.read_again(lane)
         segment = self._prepare(lane, entries)
-        receipts, planned = self._plan(entries)
+        receipts, planned = self._plan(lane, entries)
+        given = [(each.entry, each.receipt(segment.head.epoch)) for each in planned]
         if planned:
             started_ns = time.perf_counter_ns()
             try:
                 kept = self._write(segment, planned)
             except (sqlite3.Error, OSError) as error:
-                if not again:
+                if cause(error) not in ("busy", "full"):
+                    self._doubts.remember(lane, given)
+                    self.broken.add(lane)
+                if not again or cause(error) == "busy" or (cause(error) == "full" and not self._free()):
                     raise
-                return self._recover(lane, entries, planned, error)
+                return self._append(lane, entries, again=False)
             self.commit_ns.append(time.perf_counter_ns() - started_ns)
             self._take_in(segment, planned, kept)
-        epoch = segment.head.epoch
-        for each in planned:
-            receipts[each.index] = Receipt(epoch, each.entry.stream, each.seq, each.entry.kind, each.entry.body)
+        for each, (_, receipt) in zip(planned, given, strict=True):
+            receipts[each.index] = receipt
         return _settle(receipts)
 
     def _prepare(self, lane: int, entries: Sequence[Entry]) -> Segment:
@@ -204,7 +213,7 @@ class Journal:
         used = shelf.size_bytes() + retention.headroom_bytes(shelf) + growth
         self._free_bytes, self._measured = shelf.settings.cap_bytes - used, shelf.measured
 
-    def _plan(self, entries: Sequence[Entry]) -> tuple[list[Receipt | int | None], list[_Planned]]:
+    def _plan(self, lane: int, entries: Sequence[Entry]) -> tuple[list[Receipt | int | None], list[_Planned]]:
         """Decide for each entry: the first receipt of its frame, the place of that frame in this group, or a number."""
         receipts: list[Receipt | int | None] = [None] * len(entries)
         planned: list[_Planned] = []
@@ -214,6 +223,9 @@ class Journal:
         frames = self._frames(entries)
         known = self.shelf.index.known([frame for frame in frames if frame is not None])
         for index, (entry, frame) in enumerate(zip(entries, frames, strict=True)):
+            receipts[index] = self._doubts.claim(lane, entry)
+            if receipts[index] is not None:
+                continue
             if frame is not None and entry.frame is not None:
                 if frame in firsts:
                     receipts[index] = firsts[frame]
@@ -314,27 +326,6 @@ class Journal:
 
     # when something fails
 
-    def _recover(
-        self, lane: int, entries: Sequence[Entry], planned: Sequence[_Planned], error: Exception
-    ) -> list[Receipt]:
-        if cause(error) == "busy":
-            raise error
-        if cause(error) == "full":
-            if not self._free():
-                raise error
-            return self._append(lane, entries, again=False)
-        self.broken.add(lane)
-        epoch = self.shelf.ledger.epoch
-        self.read_again(lane)
-        segment = self.shelf.lane(lane)
-        first = planned[0]
-        if segment.head.epoch == epoch and segment.has(first.entry.stream, first.seq):
-            receipts, _ = self._plan(entries)
-            for each in planned:
-                receipts[each.index] = Receipt(epoch, each.entry.stream, each.seq, each.entry.kind, each.entry.body)
-            return _settle(receipts)
-        return self._append(lane, entries, again=False)
-
     def read_again(self, lane: int) -> None:
         """Close a lane's segment, open and read it anew, and write its log into the file by another way."""
         shelf = self.shelf
@@ -346,6 +337,7 @@ class Journal:
             segment.checkpoint("TRUNCATE")
             shelf.active[lane] = segment
             shelf.next_seq = last_known(shelf)
+            self._doubts.decide(lane, segment)
         except (StoreError, sqlite3.Error) as error:
             if cause(error) != "corrupt":
                 raise

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edged.buffer.reader import BufferReader
+from edged.buffer.recovery import reopen
+from edged.buffer.segment import Segment
+from edged.buffer.shelf import Shelf
 from edged.buffer.store import SegmentStore
-from edged.domain import Totals
-from tests.support.buffer import gaps_of, read_all, rows_of, with_store
+from edged.domain import Kind, Receipt, Totals
+from edged.errors import StoreError
+from tests.support.buffer import entry, gaps_of, read_all, rows_of, store_settings, with_store
 from tests.support.buffer_writer import small_settings
 from tests.support.parts import require
 
@@ -133,3 +140,49 @@ def test_while_every_fsync_fails_commits_say_so_and_nothing_is_believed(tmp_path
     healed = write_traced(tmp_path, "sync:error=EIO:when=1")
     assert healed.returncode == 0, healed.stderr
     check(tmp_path, receipts_of(run.stdout.rpartition("\n")[0] + "\n" + healed.stdout))
+
+
+@pytest.mark.parametrize("took_place", [True, False])
+@pytest.mark.parametrize("identity", [True, False])
+def test_what_is_handed_in_again_after_two_errors_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, took_place: bool, identity: bool
+) -> None:
+    """The commit fails and perhaps took place, and so does the look whether it did; then the caller tries again."""
+    commit_rows, broken = Segment.commit, OSError(errno.EIO, "the medium")
+    failures = ["commit", "read"]
+
+    def failing_commit(segment: Segment, rows: Sequence[tuple[Any, ...]]) -> None:
+        if "commit" not in failures or not rows:
+            commit_rows(segment, rows)
+            return
+        failures.remove("commit")
+        if took_place:
+            commit_rows(segment, rows)
+        raise broken
+
+    def failing_read(shelf: Shelf, path: Path) -> Segment:
+        if "read" in failures:
+            failures.remove("read")
+            raise broken
+        return reopen(shelf, path)
+
+    group = [entry("a"), entry("", kind=Kind.DROPPED, count=3), entry("b"), entry("", kind=Kind.DROPPED, count=5)]
+    settings = store_settings(tmp_path, frame_identity=identity)
+
+    async def act(store: SegmentStore) -> tuple[list[Receipt], list[Receipt], Totals]:
+        before = await store.commit([entry("before")])
+        monkeypatch.setattr(Segment, "commit", failing_commit)
+        monkeypatch.setattr("edged.buffer.journal.reopen", failing_read)
+        with pytest.raises(StoreError):
+            await store.commit(group)
+        assert failures == []
+        again = await store.commit(group)
+        control = await store.commit([entry("", kind=Kind.DROPPED, count=7)])  # another one, however alike
+        return again, before + again + control, store.totals()["digits-spool"]
+
+    again, receipts, totals = with_store(settings, act)
+    assert not any(receipt.duplicate for receipt in again)
+    assert [receipt.seq for receipt in receipts] == [1, 2, 3, 4, 5, 6]
+    assert totals == Totals(received=3 + 15, committed=3, dropped=15)
+    (epoch,) = BufferReader(settings.directory).epochs()
+    assert [row.seq for row in rows_of(read_all(settings.directory, epoch.id, "digits"))] == [1, 2, 3, 4, 5, 6]
