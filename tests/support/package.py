@@ -39,9 +39,16 @@ def installed() -> Iterator[Machine]:
     need_machine()
     deb = package()
     with machine() as booted:
-        booted.run("sh", "-c", "cat >/var/tmp/edged.deb", stdin=deb.read_bytes())
-        booted.run("dpkg", "-i", "/var/tmp/edged.deb", timeout_s=300)
+        install(booted, deb)
         yield booted
+
+
+def install(booted: Machine, deb: Path) -> None:
+    """Install a package on a machine."""
+    there = "/var/tmp/edged.deb"
+    shutil.copyfile(deb, booted.root / there.lstrip("/"))
+    booted.run("dpkg", "--install", there, timeout_s=300)
+    booted.run("rm", there)
 
 
 def as_version(deb: Path, version: str, place: Path) -> Path:
@@ -53,7 +60,7 @@ def as_version(deb: Path, version: str, place: Path) -> Path:
     control.write_text(
         "\n".join(f"Version: {version}" if line.startswith("Version:") else line for line in lines) + "\n"
     )
-    made = place / f"edged_{version}.deb"
+    made = place / f"{deb.name.partition('_')[0]}_{version}.deb"
     subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "-b", str(tree), str(made)], check=True)
     shutil.rmtree(tree)
     return made

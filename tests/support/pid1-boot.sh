@@ -40,4 +40,5 @@ cd "$root"
 mkdir -p .old
 pivot_root . .old
 umount -l .old
+mount --make-rshared / # among this machine's own namespaces: systemd puts a service's credentials there from another one
 exec env -i container=unshare PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --log-target=journal --show-status=0
