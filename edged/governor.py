@@ -14,18 +14,22 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 
+import msgspec
+
 from edged.engines.engine import WorkerEngine
 from edged.hardware_config import Pressure as Settings
+from edged.host.gpu import GpuReader
 from edged.host.pressure import PressureReader
 from edged.host.stalls import StallTriggers
 from edged.lane import Lane
 from edged.pressure import UNITS, Level, Measure, PressurePolicy, Reading, limit_of
-from edged.status import MeasureFacts, PressureFacts
+from edged.status import GpuFacts, MeasureFacts, PressureFacts
 
 log = logging.getLogger(__name__)
 
 HURRY_S = 0.25  # between two looks at least, though the kernel sees stall after stall
 OFF = "off"
+FIGURES = ("load_percent", "memory_used_bytes", "memory_total_bytes", "temperature_c", "clock_mhz")
 
 
 class Governor:
@@ -36,6 +40,7 @@ class Governor:
         self._lanes = lanes
         self._policy = PressurePolicy(settings, time.monotonic())
         self._reading = Reading()
+        self._gpu: GpuFacts | None = None
         self._looked_us: float | None = None
         self._since = ""
         self._recycled = 0
@@ -47,10 +52,11 @@ class Governor:
             return
         settings = self._settings
         reader = await asyncio.to_thread(PressureReader, settings.root, settings.temperature_ignore)
+        gpu = await asyncio.to_thread(GpuReader, settings.root)
         wake = asyncio.Event()
         with self._woken_by_stalls(reader, wake):
             while True:
-                self._act(await asyncio.to_thread(self._look, reader))
+                self._act(await asyncio.to_thread(self._look, reader, gpu))
                 await asyncio.sleep(min(HURRY_S, settings.look_every_s))
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(max(0.0, settings.look_every_s - HURRY_S)):
@@ -77,15 +83,24 @@ class Governor:
             measures=tuple(self._measured(one) for one in reading.measures),
         )
 
+    def gpus(self) -> tuple[GpuFacts, ...]:
+        """Every GPU that somebody tells of, each once: what the kernel says, and the workers that have one open."""
+        found: dict[str, GpuFacts] = {}
+        for told in (self._gpu, *(engine.gpu() for _, engine in self._workers())):
+            if told is not None:
+                found[told.id] = _joined(found[told.id], told) if told.id in found else told
+        return tuple(found.values())
+
     @property
     def reason(self) -> str:
         """Why the device is not well, empty if it is."""
         policy = self._policy
         return "" if policy.level is Level.NORMAL else f"pressure: {policy.level.value}: {'; '.join(policy.reasons)}"
 
-    def _look(self, reader: PressureReader) -> Reading:
+    def _look(self, reader: PressureReader, gpu: GpuReader) -> Reading:
         began_s = time.perf_counter()
         reading = reader.read()
+        self._gpu = gpu.read()
         self._looked_us = round((time.perf_counter() - began_s) * 1e6, 1)
         return reading
 
@@ -146,3 +161,10 @@ class Governor:
         finally:
             loop.remove_reader(triggers.fileno())
             triggers.close()
+
+
+def _joined(one: GpuFacts, other: GpuFacts) -> GpuFacts:
+    """Both of the same GPU: what the second tells, and of the first what the second does not."""
+    known = {name: getattr(one, name) for name in FIGURES if getattr(other, name) is None}
+    tellers = dict.fromkeys([*one.told_by.split(", "), other.told_by])
+    return msgspec.structs.replace(other, told_by=", ".join(tellers), **known)

@@ -61,6 +61,7 @@ class Report:
             latest=tuple(self._store.latest(LATEST)),
             link=read_link(self._device),
             pressure=self._governor.facts(),
+            gpus=self._governor.gpus(),
         )
 
     def line(self) -> str:

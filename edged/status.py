@@ -187,6 +187,22 @@ class PressureFacts(msgspec.Struct, frozen=True, kw_only=True):
     measures: tuple[MeasureFacts, ...] = ()
 
 
+INTEGRATED = "integrated"  # the id of a GPU that is part of the machine's chip: there is only one
+
+
+class GpuFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """One GPU. A figure that nobody tells is None."""
+
+    id: str  # its place on the bus, or INTEGRATED
+    name: str
+    told_by: str  # kernel, the engine whose worker has it open, or both
+    load_percent: float | None = None
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None  # of an integrated one: the machine's
+    temperature_c: float | None = None
+    clock_mhz: float | None = None
+
+
 class LatestResult(msgspec.Struct, frozen=True, kw_only=True):
     """One of the last entries, for a person to look at."""
 
@@ -221,3 +237,4 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     latest: tuple[LatestResult, ...] = ()
     link: LinkFacts | None = None
     pressure: PressureFacts | None = None
+    gpus: tuple[GpuFacts, ...] = ()

@@ -15,6 +15,7 @@ from edged.status import (
     BufferFacts,
     DeviceFacts,
     EngineFacts,
+    GpuFacts,
     LatestResult,
     LinkFacts,
     ModelFacts,
@@ -73,6 +74,7 @@ def tables(status: Status) -> tuple[Table, ...]:
         _models(status.models),
         _pressure(status.pressure, today),
         _measures(status.pressure),
+        _gpus(status.gpus),
         _buffer(status.buffer),
         _link(status.link, status.wall_time),
         _streams(status.link.streams if status.link else ()),
@@ -282,6 +284,26 @@ def _measures(pressure: PressureFacts | None) -> Table:
         for one in (pressure.measures if pressure is not None else ())
     ]
     return Table("What presses", headings, tuple(rows), "Nothing is measured.")
+
+
+def _gpus(gpus: Iterable[GpuFacts]) -> Table:
+    headings = ("GPU", "name", "load", "memory used", "memory", "degrees Celsius", "clock MHz", "told by")
+    rows = [
+        Row(
+            (
+                Cell(one.id),
+                Cell(one.name),
+                Cell(NOTHING) if one.load_percent is None else percent(one.load_percent),
+                Cell(NOTHING) if one.memory_used_bytes is None else size(one.memory_used_bytes),
+                Cell(NOTHING) if one.memory_total_bytes is None else size(one.memory_total_bytes),
+                Cell(NOTHING) if one.temperature_c is None else figure(one.temperature_c),
+                Cell(NOTHING) if one.clock_mhz is None else figure(one.clock_mhz),
+                Cell(one.told_by),
+            )
+        )
+        for one in gpus
+    ]
+    return Table("GPUs", headings, tuple(rows), "Nobody tells of a GPU.")
 
 
 def _buffer(buffer: BufferFacts | None) -> Table:

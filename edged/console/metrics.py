@@ -17,6 +17,7 @@ from edged.status import (
     BufferFacts,
     DeviceFacts,
     EngineFacts,
+    GpuFacts,
     LinkFacts,
     ModelFacts,
     PipelineFacts,
@@ -25,6 +26,7 @@ from edged.status import (
 )
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+HZ_PER_MHZ = 1e6
 US_PER_S = 1e6  # Status counts microseconds, Prometheus seconds
 
 Labels = Mapping[str, str]
@@ -58,6 +60,7 @@ def families(status: Status) -> list[Family]:
         *_buffer(status.buffer),
         *_link(status.link),
         *_pressure(status.pressure),
+        *_gpus(status.gpus),
     ]
 
 
@@ -283,6 +286,23 @@ def _pressure(pressure: PressureFacts | None) -> list[Family]:
         _gauge("pressure_look_seconds", "How long the last look took.", [({}, _seconds(pressure.look_us))]),
         _gauge("power_mode", "The power mode of the device.", mode),
         _gauge("cpu_clock_cap_ratio", "Of its highest clock that the CPU may use.", [({}, cap)]),
+    ]
+
+
+def _gpus(gpus: Iterable[GpuFacts]) -> list[Family]:
+    by = [({"gpu": one.id}, one) for one in gpus]
+    words = [({"gpu": one.id, "name": one.name, "told_by": one.told_by}, 1.0) for _, one in by]
+    load = [(key, None if one.load_percent is None else one.load_percent / 100) for key, one in by]
+    clock = [(key, None if one.clock_mhz is None else one.clock_mhz * HZ_PER_MHZ) for key, one in by]
+    return [
+        _gauge("gpu_info", "A GPU, and who tells of it.", words),
+        _gauge("gpu_load_ratio", "The share of the time that a GPU computes.", load),
+        _gauge("gpu_memory_used_bytes", "Memory in use.", [(key, one.memory_used_bytes) for key, one in by]),
+        _gauge(
+            "gpu_memory_bytes", "All memory that a GPU can use.", [(key, one.memory_total_bytes) for key, one in by]
+        ),
+        _gauge("gpu_temperature_celsius", "Temperature.", [(key, one.temperature_c) for key, one in by]),
+        _gauge("gpu_clock_hertz", "The clock that a GPU runs at.", clock),
     ]
 
 

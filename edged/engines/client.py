@@ -28,6 +28,7 @@ from edged.engines.wire import (
     VERSIONS,
     Conversation,
     Error,
+    Gpu,
     Hello,
     Kind,
     Load,
@@ -71,6 +72,7 @@ class WorkerClient:
     def __init__(self, sock: socket.socket, deadline_s: float, versions: tuple[int, int] = VERSIONS) -> None:
         sock.setblocking(False)
         self.stage = ""
+        self.gpu: Gpu | None = None  # as the worker told it last
         self._loop = asyncio.get_running_loop()
         self.lost: asyncio.Future[str] = self._loop.create_future()
         self._sock = sock
@@ -282,6 +284,7 @@ class WorkerClient:
             _set(call.answer, call.read(engine_ns))
         elif message.kind is Kind.PONG:
             self._answered(message)
+            self.gpu = Gpu.parse(message.body) if message.body else None
         elif message.kind is Kind.HELLO:
             _set(self._hello, Hello.parse(message.body))
         elif message.kind is Kind.PROGRESS:

@@ -20,7 +20,7 @@ from edged.engines.spare import Spare
 from edged.errors import EngineAway, EngineCrashed, EngineError, EngineLost
 from edged.ports import Inference
 from edged.pressure import Held
-from edged.status import DecisionFacts, EngineFacts
+from edged.status import INTEGRATED, DecisionFacts, EngineFacts, GpuFacts
 from edged.supervisor import Budget, Event, State, Supervisor
 
 log = logging.getLogger(__name__)
@@ -147,6 +147,22 @@ class WorkerEngine:
     def held(self, name: str) -> Held | None:
         """The memory of the worker that is ready; None while there is none. ``name`` is what to call it."""
         return self._life.held(name) if self._life is not None and self.stands else None
+
+    def gpu(self) -> GpuFacts | None:
+        """The GPU that the worker has open, as it told it last; None where it has none, or there is no worker."""
+        told = self._life.gpu if self._life is not None and self.stands else None
+        if told is None:
+            return None
+        used, total = (told.figures.get(f"memory_{name}_bytes") for name in ("used", "total"))
+        return GpuFacts(
+            id=told.id or INTEGRATED,
+            name=told.name,
+            told_by=self.name,
+            load_percent=told.figures.get("load_percent"),
+            memory_used_bytes=None if used is None else int(used),
+            memory_total_bytes=None if total is None else int(total),
+            temperature_c=told.figures.get("temperature_c"),
+        )
 
     def recycle(self, why: str) -> None:
         """Have the worker replaced: calls that it has are answered first, and no other is lost."""

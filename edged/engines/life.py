@@ -16,7 +16,7 @@ from edged.engines.client import HUNG_UP, WorkerClient
 from edged.engines.hosted import HostedWorker
 from edged.engines.memory import SharedMemory, model_layout
 from edged.engines.process import WorkerProcess, command
-from edged.engines.wire import Exit, Hello, Load, Loaded
+from edged.engines.wire import Exit, Gpu, Hello, Load, Loaded
 from edged.engines.wire_json import WireError
 from edged.errors import EngineCrashed, EngineError, EngineLost
 from edged.ports import Model
@@ -165,6 +165,11 @@ class WorkerLife:
             first = asyncio.FIRST_COMPLETED
             await asyncio.wait([self.client.lost, self._unwanted], timeout=WATCH_S, return_when=first)
         return self.client.lost.result()
+
+    @property
+    def gpu(self) -> Gpu | None:
+        """The GPU that the worker computes on, as it told it last."""
+        return self._client.gpu if self._client else None
 
     def held(self, name: str) -> Held | None:
         """The memory that the worker holds now; None unless it serves."""

@@ -14,7 +14,7 @@ import struct
 from typing import NamedTuple
 
 from edged.engines.layout import SLOTS, Layout, parse_layout
-from edged.engines.wire_json import WireError, encode_object, get_count, get_text, get_value, parse_object
+from edged.engines.wire_json import WireError, encode_object, get_count, get_numbers, get_text, get_value, parse_object
 
 VERSIONS = (1, 1)  # the oldest and the newest protocol that this file speaks
 GREETING_VERSION = 0  # HELLO, WELCOME and REFUSE never change, so that strangers can refuse each other by name
@@ -232,10 +232,7 @@ class Loaded(NamedTuple):
     def parse(cls, body: bytes) -> Loaded:
         """Raises WireError."""
         table = parse_object(body)
-        timings = get_value(table, "timings", dict)
-        if not all(type(value) in (int, float) for value in timings.values()):
-            raise WireError("timings are not numbers")
-        return cls(get_text(table, "plan"), {str(name): float(value) for name, value in timings.items()})
+        return cls(get_text(table, "plan"), get_numbers(table, "timings"))
 
 
 class Error(NamedTuple):
@@ -280,6 +277,24 @@ class Load(NamedTuple):
             raise WireError(f"deadline_s is {deadline!r}")
         layout = parse_layout(get_value(table, "layout", dict))
         return cls(words[0], words[1], words[2], words[3], words[4], float(deadline), layout)
+
+
+class Gpu(NamedTuple):
+    """The body of a PONG of a worker that computes on a GPU; all others leave it empty.
+
+    ``id`` is the GPU's place on the bus, empty where it is part of the machine's chip. ``figures`` are load_percent,
+    memory_used_bytes, memory_total_bytes and temperature_c, as far as they are known.
+    """
+
+    id: str
+    name: str
+    figures: dict[str, float]
+
+    @classmethod
+    def parse(cls, body: bytes) -> Gpu:
+        """Raises WireError."""
+        table = parse_object(body)
+        return cls(get_text(table, "id"), get_text(table, "name"), get_numbers(table, "figures"))
 
 
 def parse_run(body: bytes, layout: Layout) -> tuple[int, int]:

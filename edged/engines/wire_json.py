@@ -46,6 +46,14 @@ def get_text(table: dict[str, Any], name: str) -> str:
     return get_value(table, name, str)[:MAX_TEXT]
 
 
+def get_numbers(table: dict[str, Any], name: str) -> dict[str, float]:
+    """Numbers by name. Raises WireError."""
+    found = get_value(table, name, dict)
+    if not all(type(value) in (int, float) for value in found.values()):
+        raise WireError(f"{name} are not numbers")
+    return {str(key): float(value) for key, value in found.items()}
+
+
 def get_count(table: dict[str, Any], name: str) -> int:
     """A whole number, at least 1. Raises WireError."""
     value = table.get(name)

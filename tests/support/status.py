@@ -12,6 +12,7 @@ from edged.status import (
     DecisionFacts,
     DeviceFacts,
     EngineFacts,
+    GpuFacts,
     LatestResult,
     LinkFacts,
     LossFacts,
@@ -150,6 +151,18 @@ FULL = Status(
                 critical=39.5,
                 level="normal",
             ),
+        ),
+    ),
+    gpus=(
+        GpuFacts(
+            id="0000:4c:00.0",
+            name="Orin (nvgpu)",
+            told_by="kernel, tensorrt-int8",
+            load_percent=86.5,
+            memory_used_bytes=139,
+            memory_total_bytes=140,
+            temperature_c=58.25,
+            clock_mhz=918.5,
         ),
     ),
     buffer=BufferFacts(

@@ -104,7 +104,7 @@ class FakeGpu:
 
 
 def make_fake_gpu(folder: Path, python: str = sys.executable, packages: Path | None = None) -> FakeGpu:
-    """Compile the driver's double, and make an environment whose ``tensorrt`` is the other one.
+    """Compile the doubles of the driver and of NVML, and make an environment whose ``tensorrt`` is the other one.
 
     ``packages``: where NumPy and ONNX Runtime are for ``python``; those of this process where it is left out.
     """
@@ -114,9 +114,9 @@ def make_fake_gpu(folder: Path, python: str = sys.executable, packages: Path | N
     assert compiler is not None
     library = folder / "lib"
     library.mkdir(parents=True)
-    target = str(library / "libcuda.so.1")
-    command = [compiler, "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o", target, str(FAKES / "cuda.c")]
-    subprocess.run(command, check=True)
+    for name, source in (("libcuda.so.1", "cuda.c"), ("libnvidia-ml.so.1", "nvml.c")):
+        command = [compiler, "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o", str(library / name)]
+        subprocess.run([*command, str(FAKES / source)], check=True)
     subprocess.run([python, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
     (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
     own = packages or Path(np.__file__).parents[1]

@@ -55,6 +55,8 @@ MEASURED = {
     "pressure.since": "1795122669",
     "pressure.cpu_cap_percent": "0.725",  # a ratio there
     "pipelines.share_percent": "0.615",
+    "gpus.load_percent": "0.865",
+    "gpus.clock_mhz": "918500000",
 }
 
 

@@ -72,7 +72,7 @@ def test_tables_and_landmarks_are_named_for_those_who_listen() -> None:
     for landmark in ("<header>", "<main>", "<footer>", '<html lang="en">', "<h1>", 'role="alert"', 'role="status"'):
         assert document.count(landmark) == 1
     identities = re.findall(r'<h2 id="([^"]+)"', document)
-    assert len(identities) == len(set(identities)) == 12
+    assert len(identities) == len(set(identities)) == 13
     assert re.findall(r'<section aria-labelledby="([^"]+)"', document) == identities
     for table in re.findall(r"<table>.*?</table>", document, flags=re.DOTALL):
         headings = len(re.findall(r'<th scope="col"', table))

@@ -16,6 +16,7 @@ from edged.governor import Governor
 from edged.hardware_config import Pressure
 from edged.lane import Lane
 from edged.pressure import Held
+from edged.status import INTEGRATED, GpuFacts
 from tests.support.kernel import Tree
 
 MIB = 1 << 20
@@ -37,6 +38,9 @@ class Worker:
 
     def recycle(self, why: str) -> None:
         self.replaced.append(why)
+
+    def gpu(self) -> GpuFacts | None:
+        return None
 
 
 def lane(name: str, priority: int, worker: Worker | None = None) -> Lane:
@@ -121,5 +125,33 @@ def test_where_nobody_wants_it_nothing_is_looked_at(tree: Tree) -> None:
             await asyncio.sleep(0.3)
             assert (governor.facts().level, governor.facts().measures, governor.reason) == ("off", (), "")
             assert hot.admission.share == 1.0
+
+    asyncio.run(main())
+
+
+def test_the_kernel_and_the_workers_tell_of_one_gpu_together_and_of_two_apart(tree: Tree) -> None:
+    def on_gpu(name: str, **told: float | str | None) -> Worker:
+        worker = Worker(1, 1)
+        facts = GpuFacts(name="Orin", told_by=name, **told)  # type: ignore[arg-type]  # a test's own few
+        worker.gpu = lambda: facts  # type: ignore[method-assign]  # what this one tells
+        return worker
+
+    async def main() -> None:
+        tree.write("sys/devices/gpu.0/load", "250")
+        memory = {"memory_used_bytes": 5, "memory_total_bytes": 8}
+        lanes = [
+            lane("one", 1, on_gpu("tensorrt", id=INTEGRATED, **memory)),
+            lane("two", 1, on_gpu("tensorrt-int8", id=INTEGRATED, **memory)),
+            lane("three", 1, on_gpu("tensorrt", id="0000:01:00.0", load_percent=9.0)),
+            lane("four", 1, Worker(1, 1)),
+            lane("five", 1),
+        ]
+        async with governing(tree.root, *lanes) as governor:
+            await until(lambda: len(governor.gpus()) == 2 and governor.gpus()[0].load_percent is not None)
+            chip, card = governor.gpus()
+            assert chip == GpuFacts(
+                id=INTEGRATED, name="Orin", told_by="kernel, tensorrt, tensorrt-int8", load_percent=25.0, **memory
+            )
+            assert (card.id, card.told_by, card.load_percent) == ("0000:01:00.0", "tensorrt", 9.0)
 
     asyncio.run(main())

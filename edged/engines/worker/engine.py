@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from edged.engines.wire import Load
+from edged.engines.wire import Gpu, Load
 
 
 class FrameFailed(Exception):
@@ -32,6 +32,14 @@ class LoadedModel(Protocol):
 
     def step(self, slot: int, batch: int) -> None:
         """Run one time step: STEP_INPUT and STATE regions to STEP_OUTPUT and NEXT_STATE. Raises FrameFailed."""
+
+
+@runtime_checkable
+class OnGpu(Protocol):
+    """What a model has besides that runs on a GPU."""
+
+    def gpu(self) -> Gpu:
+        """The GPU and what is known of it now. Asked between calls: returns at once, and raises nothing."""
 
 
 class Engine(Protocol):

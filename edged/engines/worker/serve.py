@@ -35,7 +35,7 @@ from edged.engines.wire import (
     parse_run,
 )
 from edged.engines.wire_json import WireError, encode_object
-from edged.engines.worker.engine import Engine, FrameFailed, LoadedModel, ModelRefused
+from edged.engines.worker.engine import Engine, FrameFailed, LoadedModel, ModelRefused, OnGpu
 
 
 class Refused(Exception):
@@ -108,7 +108,8 @@ class Server:
 
     def _answer(self, model: LoadedModel, load: Load, message: Message) -> None:
         if message.kind is Kind.PING:
-            self._send(Kind.PONG, message.call)
+            body = encode_object(model.gpu()._asdict()) if isinstance(model, OnGpu) else b""
+            self._send(Kind.PONG, message.call, body)
             return
         slot, batch = parse_run(message.body, load.layout)
         run = model.infer if message.kind is Kind.INFER else model.step

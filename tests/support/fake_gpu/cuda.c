@@ -2,7 +2,8 @@
  *
  * Work in a stream is done when somebody waits for it, or recorded while the stream is captured, so that a missing wait
  * shows. New memory is full of NaN, so that a missing reset shows. Behind every buffer is a guard, so that an overrun
- * shows. FAKE_CUDA_INIT is what cuInit returns; FAKE_CUDA_FAIL=NAME:N lets the N-th call of a function fail with 700.
+ * shows. FAKE_CUDA_INIT is what cuInit returns; FAKE_CUDA_FAIL=NAME:N lets the N-th call of a function fail with 700. The
+ * GPU is part of the chip; with FAKE_CUDA_CARD it is one on a card.
  */
 #define _GNU_SOURCE
 #include <stdint.h>
@@ -87,7 +88,11 @@ int cuDeviceGetName(char *name, int size, int device) {
   return device;
 }
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
-  *value = attribute == 75 ? 8 : attribute == 76 ? 7 : 1;
+  *value = attribute == 75 ? 8 : attribute == 76 ? 7 : getenv("FAKE_CUDA_CARD") == NULL;
+  return device;
+}
+int cuDeviceGetPCIBusId(char *place, int size, int device) {
+  snprintf(place, (size_t)size, "0000:01:00.0");
   return device;
 }
 int cuDevicePrimaryCtxRetain(void **context, int device) { return *context = &live, device; }

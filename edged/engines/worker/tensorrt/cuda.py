@@ -29,6 +29,7 @@ CALLS: dict[str, list[Any]] = {  # the arguments of each function, as cuda.h has
     "cuDeviceGet": [_to(_int), _int],
     "cuDeviceGetName": [ctypes.c_char_p, _int, _int],
     "cuDeviceGetAttribute": [_to(_int), _int, _int],
+    "cuDeviceGetPCIBusId": [ctypes.c_char_p, _int, _int],
     "cuDevicePrimaryCtxRetain": [_to(_pointer), _int],
     "cuCtxSetCurrent": [_pointer],
     "cuMemGetInfo_v2": [_to(_size), _to(_size)],
@@ -88,6 +89,7 @@ class Cuda:
         if not count:
             raise NoGpu("no GPU: cuDeviceGetCount says 0")
         self._number = self._out(_int, "cuDeviceGet", 0)
+        self.bus_id = ""  # such as 0000:01:00.0; empty where the GPU is part of the machine's chip
         self.device = self._device()
         self.call("cuCtxSetCurrent", self._out(_pointer, "cuDevicePrimaryCtxRetain", self._number))
         self.stream: int = self._out(_pointer, "cuStreamCreate", NON_BLOCKING)
@@ -142,7 +144,14 @@ class Cuda:
             self._out(_int, "cuDeviceGetAttribute", attribute, self._number) for attribute in (MAJOR, MINOR, INTEGRATED)
         )
         driver = self._out(_int, "cuDriverGetVersion")
+        self.bus_id = "" if integrated else self._place()
         return Device(name.value.decode("utf-8", "replace"), 10 * major + minor, driver, bool(integrated))
+
+    def _place(self) -> str:
+        place = ctypes.create_string_buffer(NAME_BYTES)
+        with contextlib.suppress(CudaError):  # a GPU without one still computes
+            self.call("cuDeviceGetPCIBusId", place, NAME_BYTES, self._number)
+        return place.value.decode("ascii", "replace") or f"GPU {self._number}"
 
     def _out(self, kind: Any, name: str, *arguments: Any, after: int | None = None) -> Any:
         """What a function writes through its first argument; or through its last, ``after`` another."""

@@ -12,6 +12,7 @@ holds all that a plan depends on; nothing is compared with an older plan, becaus
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import time
@@ -22,14 +23,15 @@ from typing import Any
 import numpy as np
 
 from edged.engines.layout import Role
-from edged.engines.wire import Load
+from edged.engines.wire import Gpu, Load
 from edged.engines.worker.arrays import Arrays
 from edged.engines.worker.engine import ModelRefused
 from edged.engines.worker.plan_cache import PlanCache, cache_key, file_digest
 from edged.engines.worker.tensorrt.api import Api, Built, Compiled, Options, PlanFailed
 from edged.engines.worker.tensorrt.build import GivenUp, build
-from edged.engines.worker.tensorrt.cuda import Cuda
+from edged.engines.worker.tensorrt.cuda import Cuda, CudaError
 from edged.engines.worker.tensorrt.launch import Stepper, Windower
+from edged.engines.worker.tensorrt.nvml import Nvml
 from edged.engines.worker.tensorrt.spec import read_spec
 
 FORMAT = 1  # of what is cached: raised when notes or options are read differently
@@ -51,6 +53,7 @@ class Model:
         """Raises ModelRefused, PlanFailed, CudaError."""
         began = time.monotonic()
         self._cuda, self._api, self._precision, self._progress = cuda, api, precision, progress
+        self._nvml = Nvml(cuda.bus_id)
         self._layout, self._arrays = load.layout, Arrays(memory, load.layout)
         self._until_s = began + load.deadline_s
         self._plans, self._spec = Path(load.plan_dir), read_spec(Path(load.bundle_dir))
@@ -73,8 +76,18 @@ class Model:
         """Run one time step: STEP_INPUT and STATE to STEP_OUTPUT and NEXT_STATE."""
         self._step.step(self._arrays, slot, batch)
 
+    def gpu(self) -> Gpu:
+        """The GPU, and how full and how busy it is, as far as the driver and NVIDIA's management library say."""
+        figures: dict[str, float] = {}
+        with contextlib.suppress(CudaError):  # a GPU that is broken shows in the next call
+            free, total = self._cuda.memory()
+            figures = {"memory_used_bytes": total - free, "memory_total_bytes": total}
+        figures.update(self._nvml.figures())
+        return Gpu(self._cuda.bus_id, self._cuda.device.name, figures)
+
     def close(self) -> None:
         """Free everything on the GPU."""
+        self._nvml.close()
         self._step.close()
         if self._window is not None:
             self._window.close()
