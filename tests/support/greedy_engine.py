@@ -1,7 +1,11 @@
-"""ONNX Runtime as it is, but a white frame makes it take memory: GREED_MIB. For a worker in a unit of its own."""
+"""An engine as it is, but a white frame makes it take memory: GREED_MIB. For a worker in a unit of its own.
+
+GREED_OF names the module of the engine; without it, ONNX Runtime.
+"""
 
 from __future__ import annotations
 
+import importlib
 import mmap
 import os
 from collections.abc import Callable
@@ -9,10 +13,10 @@ from typing import Any
 
 from edged.engines.layout import Role
 from edged.engines.wire import Load
-from edged.engines.worker import onnxruntime
 from edged.engines.worker.arrays import Arrays
 
 WHITE = 0.99  # all pixels of a frame are at least this bright: no golden input is
+ONNX_RUNTIME = "edged.engines.worker.onnxruntime"
 
 
 class Model:
@@ -38,9 +42,13 @@ class Model:
         self._model.step(slot, batch)
 
 
-class Engine(onnxruntime.Engine):
-    """ONNX Runtime with that model."""
+class Engine:
+    """That engine with that model."""
+
+    def __init__(self) -> None:
+        self._engine = importlib.import_module(os.environ.get("GREED_OF", ONNX_RUNTIME)).Engine()
+        self.version: str = self._engine.version
 
     def load(self, load: Load, memory: mmap.mmap, progress: Callable[[str], None]) -> Any:
         """Load as ever."""
-        return Model(super().load(load, memory, progress), Arrays(memory, load.layout))
+        return Model(self._engine.load(load, memory, progress), Arrays(memory, load.layout))

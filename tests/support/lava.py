@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,19 +12,25 @@ from typing import Any
 import numpy as np
 import onnx
 
+from edged.bundle.golden_form import load_golden
 from edged.bundle.golden_loihi import Scales, in_integers
 from edged.bundle.graph.builder import StepBuilder, StepGraph
 from edged.bundle.graph.checks import check_step_graph
 from edged.bundle.graph.spec import GraphSpec, ReadoutKind
 from edged.bundle.loaded import Bundle
 from edged.bundle.loihi import Integers
-from edged.bundle.selftest import load_golden
 from tests.support.parts import missing, optional, program
 from tests.support.tree import ROOT
 
 PYTHON = ROOT / ".venv-lava" / "bin" / "python"
 GRID = 64  # weights are multiples of 1/64, inputs of 1/16: sums are exact in float32 and float64
 DECAYS = (0.5, 0.75, 1.0)
+OF_A_DEVICE = Path("/opt/python3.10")  # as docs/install.md has it for a release without a Python 3.10
+PARTS = """
+import json, os, sys, sysconfig
+library = os.path.join(sys.base_prefix, "lib", sysconfig.get_config_var("INSTSONAME"))
+print(json.dumps([os.path.realpath(sys._base_executable), sysconfig.get_path("stdlib"), library]))
+"""
 READOUTS: tuple[ReadoutKind, ...] = ("mean", "sum", "last", "max", "first_spike")
 
 
@@ -40,6 +47,26 @@ def _runs(name: str) -> bool:
     """Whether a program is here and starts."""
     path = program(name)
     return path is not None and subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0
+
+
+def bring_python(root: Path) -> str:
+    """Give a device, whose file system is at ``root``, the Python 3.10 that Lava has here; its path there.
+
+    The interpreter and its standard library, without what is installed for it. Its library, where it has one, is found
+    only after the device's own ``ldconfig``.
+    """
+    told = subprocess.run([lava_python(), "-I", "-c", PARTS], capture_output=True, check=True, text=True).stdout
+    binary, stdlib, library = map(Path, json.loads(told))
+    there = root / OF_A_DEVICE.relative_to("/")
+    (there / "bin").mkdir(parents=True)
+    shutil.copy2(binary, there / "bin/python3.10")
+    left_out = shutil.ignore_patterns("site-packages", "dist-packages", "test", "config-*")
+    shutil.copytree(stdlib, there / "lib/python3.10", symlinks=True, ignore=left_out)
+    if library.suffix != ".a" and library.exists():
+        shutil.copy2(library, there / "lib")
+        settings = root / "etc/ld.so.conf.d/python3.10.conf"
+        settings.write_text(f"{OF_A_DEVICE}/lib\n")
+    return str(OF_A_DEVICE / "bin/python3.10")
 
 
 @dataclass(frozen=True)
