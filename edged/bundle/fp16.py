@@ -21,17 +21,15 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
+from onnx import helper, numpy_helper
 
+from edged.bundle.fp16_ops import FLOAT32, NoFloat16, Op
 from edged.bundle.graph import bodies
-from edged.bundle.graph.builder import assemble
 from edged.bundle.graph.cells import Cell, cells
 from edged.bundle.graph.neurons import DOMAIN
 from edged.bundle.graph.spec import GraphSpec
-from edged.bundle.graph.standard import EPSILON, attribute
+from edged.bundle.graph.standard import attribute
 from edged.bundle.graph.variants import weight_of
-from edged.errors import BundleError
 
 Floats = NDArray[Any]
 Tensors = dict[str, Floats]
@@ -42,12 +40,7 @@ UNIT = 2.0**-11  # of float16: half of the distance from 1 to the next number
 LEAST = 2.0**-25  # half of the distance between its smallest numbers
 LARGEST = float(np.finfo(np.float16).max)
 SURE = 4.0  # λ
-FLOAT32 = 16 * float(np.finfo(np.float32).eps)  # for float32's own roundings, as golden data in float32 allow at least
 ADDED = ("bias", "v_th", "v_sub", "v_reset", "fire", "level")  # parameters that hand on no error of a current
-
-
-class NoFloat16(BundleError):
-    """The model has no form with sums in float16 whose errors are bounded, and why."""
 
 
 class Float16Graph:
@@ -59,14 +52,14 @@ class Float16Graph:
         self.cells = cells(model, spec)
         given = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         self._constants = {name: v.astype(np.float64) if v.dtype == np.float32 else v for name, v in given.items()}
-        self._parts: list[_Layer | _Op | Cell] = []
+        self._parts: list[_Layer | Op | Cell] = []
         rest = iter(self.cells)
         for node in model.graph.node:
             weight = weight_of(node, self._constants)
             if node.domain == DOMAIN:
                 self._parts.append(next(rest))
             else:
-                self._parts.append(_Op(node) if weight is None else _Layer(node, weight, self._constants))
+                self._parts.append(Op(node) if weight is None else _Layer(node, weight, self._constants))
 
     def values(self, given: Mapping[str, Floats], shake: Shake | None = None) -> Tensors:
         """Every tensor. ``shake`` moves the sums: it is asked with the deviation that sums in float16 may have."""
@@ -74,7 +67,7 @@ class Float16Graph:
         for part in self._parts:
             if isinstance(part, _Layer):
                 tensors[part.output] = part.add(part.core(tensors[part.input], shake)[0])
-            elif isinstance(part, _Op):
+            elif isinstance(part, Op):
                 tensors |= dict(zip(part.outputs, part(*(tensors[name] for name in part.inputs)), strict=True))
             else:
                 tensors |= _emitted(part, part.values(tensors, np.float64))
@@ -178,65 +171,6 @@ def _wide(given: Mapping[str, Floats]) -> Tensors:
     return {name: value.astype(np.float64) for name, value in given.items()}
 
 
-class _Op:
-    """One standard node in float64, as ONNX's own reference computes it."""
-
-    def __init__(self, node: onnx.NodeProto) -> None:
-        self.node = node
-        self.inputs = [name for name in node.input if name]
-        self.outputs = list(node.output)
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        del copy.input[:]
-        copy.input.extend(f"given/{k}" if name else "" for k, name in enumerate(node.input))  # a name may come twice
-        self._names = [name for name in copy.input if name]
-        inputs, outputs = (
-            [helper.make_tensor_value_info(name, TensorProto.DOUBLE, None) for name in names]
-            for names in (self._names, copy.output)
-        )
-        self._evaluator = ReferenceEvaluator(assemble(helper.make_graph([copy], "op", inputs, outputs)))
-
-    def __call__(self, *given: Floats) -> list[Floats]:
-        """All outputs."""
-        if self.node.op_type in _POOLS and not _POOLED_OTHERWISE.intersection(a.name for a in self.node.attribute):
-            return [_pooled(self.node, given[0])]
-        return [np.asarray(value) for value in self._evaluator.run(None, dict(zip(self._names, given, strict=True)))]
-
-    def doubt(self, given: list[Floats], doubts: list[Floats]) -> tuple[list[Floats], list[Floats]]:
-        """All outputs and their doubts. Raises NoFloat16."""
-        rule = _RULES.get(self.node.op_type)
-        if rule is None:
-            raise NoFloat16(f"no bound is known for the errors of {self.node.op_type}")
-        found = self(*given)
-        with np.errstate(all="ignore"):  # what has no bound becomes infinite, and is refused
-            made = rule(self, given, found, doubts)
-        return found, [np.broadcast_to(one, value.shape) for one, value in zip(made, found, strict=False)]
-
-
-_POOLS = ("AveragePool", "MaxPool")
-_POOLED_OTHERWISE = {"auto_pad", "ceil_mode", "dilations"}
-
-
-def _pooled(node: onnx.NodeProto, x: Floats) -> Floats:
-    """A pool whole: the reference goes from number to number, which takes minutes where this takes a second."""
-    kernel = tuple(attribute(node, "kernel_shape", ()))
-    rank, is_max = len(kernel), node.op_type == "MaxPool"
-    pads, strides = attribute(node, "pads", [0] * 2 * rank), attribute(node, "strides", [1] * rank)
-    around = [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)]
-
-    def windows(of: Floats, fill: float) -> Floats:
-        padded = np.pad(of, around, constant_values=fill)
-        found = np.lib.stride_tricks.sliding_window_view(padded, kernel, axis=tuple(range(2, 2 + rank)))
-        return found[(slice(None), slice(None), *(slice(None, None, stride) for stride in strides))]
-
-    axes = tuple(range(-rank, 0))
-    if is_max:
-        return np.asarray(windows(x, -np.inf).max(axes))
-    counted = np.ones((1, 1, *x.shape[2:]))
-    count = windows(counted, float(attribute(node, "count_include_pad", 0))).sum(axes)
-    return np.asarray(windows(x, 0.0).sum(axes) / count)
-
-
 class _Layer:
     """A layer with weights: its core in float16, then its bias in float32."""
 
@@ -253,7 +187,7 @@ class _Layer:
                 self._bias = self._bias.reshape(1, -1, *(1 for _ in self._weight.shape[2:]))
         core = helper.make_node(node.op_type, list(node.input[:2]), [self.output])
         core.attribute.extend(a for a in node.attribute if a.name not in ("alpha", "beta"))
-        self._op = _Op(core)
+        self._op = Op(core)
 
     def core(self, x: Floats, shake: Shake | None = None) -> tuple[Floats, Floats]:
         """The sums without bias, as float16 holds them, and their own doubt."""
@@ -263,7 +197,10 @@ class _Layer:
         size = abs(self._alpha) * self._sum(np.abs(given), np.abs(self._weight))
         if size.max(initial=0.0) > LARGEST:
             raise NoFloat16("a sum of it may be too large for float16")
-        terms, rounded = (self._sum(mask.astype(np.float64), np.sign(np.abs(self._weight))) for mask in (live, odd))
+        terms, rounded = (
+            self._sum(mask.astype(np.float64), np.sign(np.abs(self._weight))) if mask.any() else np.zeros(total.shape)
+            for mask in (live, odd)
+        )
         roundings = np.maximum(terms - 1, 0) + rounded + (self._alpha != 1) * np.sign(terms)
         if shake is not None:
             total = total + shake(UNIT * np.sqrt(roundings / 3) * size)
@@ -285,105 +222,3 @@ class _Layer:
 
     def _sum(self, x: Floats, weight: Floats) -> Floats:
         return self._op(*((weight, x) if self._place == 0 else (x, weight)))[0]
-
-
-Rule = Callable[[_Op, list[Floats], list[Floats], list[Floats]], list[Floats]]
-
-
-def _moved(op: _Op, given: list[Floats], _: list[Floats], doubts: list[Floats]) -> list[Floats]:
-    """What is moved, chosen or a maximum: the op itself on doubts. Nothing rounds."""
-    return op(np.broadcast_to(doubts[0], given[0].shape), *given[1:])
-
-
-def _averaged(op: _Op, given: list[Floats], _: list[Floats], doubts: list[Floats]) -> list[Floats]:
-    return op(np.broadcast_to(doubts[0], given[0].shape) + FLOAT32 * np.abs(given[0]), *given[1:])
-
-
-def _padded(op: _Op, given: list[Floats], _: list[Floats], doubts: list[Floats]) -> list[Floats]:
-    return op(np.broadcast_to(doubts[0], given[0].shape), *given[1:2], *(np.zeros(()) for _ in given[2:3]), *given[3:])
-
-
-def _joined(op: _Op, given: list[Floats], _: list[Floats], doubts: list[Floats]) -> list[Floats]:
-    return op(*(np.broadcast_to(doubt, value.shape) for doubt, value in zip(doubts, given, strict=True)))
-
-
-def _kept(_: _Op, __: list[Floats], ___: list[Floats], doubts: list[Floats]) -> list[Floats]:
-    return [doubts[0]]
-
-
-def _summed(op: _Op, given: list[Floats], _: list[Floats], doubts: list[Floats]) -> list[Floats]:
-    parts = [doubt + FLOAT32 * np.abs(value) for doubt, value in zip(doubts, given, strict=True)]
-    total: Floats = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return [total / (len(parts) if op.node.op_type == "Mean" else 1)]
-
-
-def _largest(_: _Op, __: list[Floats], ___: list[Floats], doubts: list[Floats]) -> list[Floats]:
-    total = doubts[0]
-    for doubt in doubts[1:]:
-        total = np.maximum(total, doubt)
-    return [total]
-
-
-def _product(op: _Op, given: list[Floats], _: list[Floats], doubts: list[Floats]) -> list[Floats]:
-    times = np.matmul if op.node.op_type == "MatMul" else np.multiply
-    a, b = (np.abs(value) for value in given)
-    da, db = (np.broadcast_to(doubt, value.shape) for doubt, value in zip(doubts, given, strict=True))
-    return [times(a, db) + times(da, b) + times(da, db) + FLOAT32 * times(a, b)]
-
-
-def _quotient(_: _Op, given: list[Floats], found: list[Floats], doubts: list[Floats]) -> list[Floats]:
-    least = np.abs(given[1]) - doubts[1]
-    return [
-        np.where(least > 0, (doubts[0] + np.abs(found[0]) * doubts[1]) / least, np.inf) + FLOAT32 * np.abs(found[0])
-    ]
-
-
-def _monotone(op: _Op, given: list[Floats], found: list[Floats], doubts: list[Floats]) -> list[Floats]:
-    """A function that only rises or only falls is farthest off at the ends. A square root ends at zero."""
-    low, high = given[0] - doubts[0], given[0] + doubts[0]
-    if op.node.op_type == "Sqrt":
-        low = np.maximum(low, 0.0)
-    if op.node.op_type == "Reciprocal":
-        low = np.where(np.sign(low) == np.sign(high), low, np.nan)
-    ends = [op(end, *given[1:])[0] for end in (low, high)]
-    return [np.max([np.abs(end - found[0]) for end in ends], axis=0) + FLOAT32 * np.maximum(np.abs(found[0]), 1.0)]
-
-
-def _softmax(op: _Op, _: list[Floats], found: list[Floats], doubts: list[Floats]) -> list[Floats]:
-    """A logarithm of it is off by its own doubt and at most the largest of the others'."""
-    doubt = np.broadcast_to(doubts[0], found[0].shape)
-    most = doubt.max(axis=int(attribute(op.node, "axis", -1)), keepdims=True)
-    return [found[0] * np.expm1(doubt + most + FLOAT32)]
-
-
-def _layer_norm(op: _Op, given: list[Floats], found: list[Floats], doubts: list[Floats]) -> list[Floats]:
-    """z = (x - mean)/s. x - mean is off by d = D + mean(D), s by at most the root of the mean of d²."""
-    x, axis = given[0], int(attribute(op.node, "axis", -1))
-    axes = tuple(range(axis % x.ndim, x.ndim))
-    away = x - x.mean(axes, keepdims=True)
-    spread = np.sqrt((away * away).mean(axes, keepdims=True) + attribute(op.node, "epsilon", EPSILON))
-    doubt = doubts[0] + FLOAT32 * np.abs(x)
-    off = doubt + doubt.mean(axes, keepdims=True)
-    root = np.sqrt((off * off).mean(axes, keepdims=True))
-    normal = np.where(spread > root, (off + np.abs(away / spread) * root) / (spread - root), np.inf)
-    return [np.abs(given[1]) * normal + FLOAT32 * (np.abs(found[0]) + (np.abs(given[2]) if len(given) > 2 else 0.0))]
-
-
-_RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(("Flatten", "GlobalMaxPool", "Identity", "MaxPool", "ReduceMax", "Reshape", "Slice", "Split",
-                     "Squeeze", "Transpose", "Unsqueeze"), _moved),
-    **dict.fromkeys(("AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum"), _averaged),
-    **dict.fromkeys(("Abs", "Neg"), _kept),
-    **dict.fromkeys(("Add", "Mean", "Sub"), _summed),
-    **dict.fromkeys(("Max", "Min"), _largest),
-    **dict.fromkeys(("MatMul", "Mul"), _product),
-    **dict.fromkeys(("Ceil", "Clip", "Erf", "Exp", "Floor", "LeakyRelu", "Reciprocal", "Relu", "Sigmoid", "Sqrt",
-                     "Tanh"), _monotone),
-    "Concat": _joined,
-    "Div": _quotient,
-    "LayerNormalization": _layer_norm,
-    "Pad": _padded,
-    "Softmax": _softmax,
-}  # fmt: skip

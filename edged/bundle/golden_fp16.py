@@ -28,7 +28,8 @@ import onnx
 from numpy.typing import NDArray
 
 from edged.bundle.arrays import compact
-from edged.bundle.fp16 import Float16Graph, NoFloat16, Tensors, body_doubts, certain
+from edged.bundle.fp16 import Float16Graph, Shake, Tensors, body_doubts, certain
+from edged.bundle.fp16_ops import NoFloat16
 from edged.bundle.graph.cells import Cell
 from edged.bundle.graph.readout import quantum, scores
 from edged.bundle.graph.spec import GraphSpec, StateSpec
@@ -249,9 +250,10 @@ class _Maker:
 
     def free(self) -> dict[str, Floats]:
         count = len(self.windows)
-        runs = self.readouts(np.tile(self.windows, (1 + SHAKEN, *(1,) * (self.windows.ndim - 1))), count)
-        expected, moved = runs[:count], runs[count:].reshape(SHAKEN, count, -1)
-        deviation = np.abs(moved - expected).max(axis=(0, 2))
+        expected = self.readouts(lambda deviation: np.zeros(deviation.shape))
+        moved = [self.readouts(lambda deviation: self.rng.standard_normal(deviation.shape) * deviation)
+                 for _ in range(SHAKEN)]  # fmt: skip
+        deviation = np.abs(np.stack(moved) - expected).max(axis=(0, 2))
         most, top = float(deviation.max()), np.sort(expected, axis=1)
         loose = max(4 * most, 0.15 * float(np.ptp(expected)), 1.5 * quantum(expected, self.spec.readout))
         margin = top[:, -1] - top[:, -2] if self.spec.classes > 1 else np.zeros(count)
@@ -264,18 +266,12 @@ class _Maker:
             "fp16.free.margin_floor": (3 * deviation + rounding).astype(np.float32),
         }
 
-    def readouts(self, windows: Floats, still: int) -> Floats:
-        """Readouts of windows; the sums of all but the first ``still`` rows are moved at random."""
-
-        def shake(deviation: Floats) -> Floats:
-            moved = self.rng.standard_normal(deviation.shape) * deviation
-            moved[:still] = 0
-            return moved
-
-        states: Tensors = {s.input: np.zeros((len(windows), *s.shape)) for s in self.spec.states}
+    def readouts(self, shake: Shake) -> Floats:
+        """Readouts of all windows with sums that are moved."""
+        states: Tensors = {s.input: np.zeros((len(self.windows), *s.shape)) for s in self.spec.states}
         outputs = []
         for t in range(self.spec.timesteps):
-            shown = windows[:, t] if self.input.sequence else windows
+            shown = self.windows[:, t] if self.input.sequence else self.windows
             found = self.graph.values({self.input.name: shown, **states}, shake)
             states = {s.input: found[s.output].astype(np.float32) for s in self.spec.states}
             outputs.append(found[self.spec.output])

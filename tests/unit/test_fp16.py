@@ -9,7 +9,8 @@ import onnx
 import pytest
 from onnx import helper
 
-from edged.bundle.fp16 import UNIT, Float16Graph, NoFloat16, half
+from edged.bundle.fp16 import UNIT, Float16Graph, half
+from edged.bundle.fp16_ops import NoFloat16
 from edged.bundle.graph.builder import StepBuilder
 from edged.bundle.graph.standard import standard
 from edged.bundle.graph.stock import Stock
