@@ -1,4 +1,4 @@
-"""What several integration tests share: a disk that is soon full, models packed once, a broker and a store to sync."""
+"""What several integration tests share: a disk that is soon full, models packed once, a broker, a store, a GPU."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tests.support.broker import Broker
 from tests.support.parts import missing, require
 from tests.support.store import packed
 from tests.support.sync import Store
+from tests.support.tensorrt import FakeGpu, make_fake_gpu
 
 
 @pytest.fixture
@@ -50,3 +51,17 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
     """A mosquitto of the test's own."""
     with Broker(tmp_path / "broker") as broker:
         yield broker
+
+
+@pytest.fixture(scope="session")
+def fake_gpu(tmp_path_factory: pytest.TempPathFactory) -> FakeGpu:
+    """Test doubles of NVIDIA's driver and of TensorRT, compiled once."""
+    return make_fake_gpu(tmp_path_factory.mktemp("gpu"))
+
+
+@pytest.fixture
+def gpu(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    """A machine with a GPU, as far as workers can tell."""
+    for name, value in fake_gpu.environment().items():
+        monkeypatch.setenv(name, value)
+    return fake_gpu

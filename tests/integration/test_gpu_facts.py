@@ -14,23 +14,17 @@ from edged.engines.engine import WorkerEngine, open_engine
 from edged.engines.life import Job, WorkerSpec
 from edged.status import INTEGRATED, GpuFacts
 from tests.support.bundles import make_bundle
-from tests.support.tensorrt import FakeGpu, make_fake_gpu
+from tests.support.tensorrt import FakeGpu
 
 CARD = "0000:01:00.0"
 BY_CUDA = {"memory_used_bytes": 1 << 30, "memory_total_bytes": 2 << 30}
 
 
-@pytest.fixture(scope="module")
-def double(tmp_path_factory: pytest.TempPathFactory) -> FakeGpu:
-    return make_fake_gpu(tmp_path_factory.mktemp("gpu"))
-
-
 @pytest.fixture
-def gpu(double: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
-    for name, value in double.environment().items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(life, "WATCH_S", 0.05)  # a worker is asked as often
-    return double
+def gpu(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    """Its worker is asked often."""
+    monkeypatch.setattr(life, "WATCH_S", 0.05)
+    return gpu
 
 
 def told(gpu: FakeGpu, folder: Path, spec: WorkerSpec, wanted_s: float = 10.0) -> tuple[GpuFacts | None, int]:

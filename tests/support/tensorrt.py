@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -18,11 +20,16 @@ from edged.bundle.graph.plans import window_plan
 from edged.bundle.graph.quantized import output_axis
 from edged.bundle.graph.spec import GraphSpec
 from edged.bundle.loaded import Bundle, open_bundle
+from edged.bundle.plans import ensure_plans
+from edged.engines.engine import WorkerEngine, open_engine
+from edged.engines.life import Job, WorkerSpec
 from tests.support.parts import missing, program
 from tests.support.random_graphs import Scenario, scenarios
 from tests.support.tree import ROOT
 
+T = TypeVar("T")
 GRAPHS = 52  # random ones
+MAX_BATCH = 5  # no power of two: 1, 2, 4 and 5 rows are run
 VARIANTS = ("f32", "fp16", "int8")
 FAKES = ROOT / "tests" / "support" / "fake_gpu"
 
@@ -122,3 +129,31 @@ def make_fake_gpu(folder: Path, python: str = sys.executable, packages: Path | N
     own = packages or Path(np.__file__).parents[1]
     (site / "fakes.pth").write_text(f"{FAKES}\n{own}\n")
     return FakeGpu(str(folder / "venv" / "bin" / "python"), library)
+
+
+def spec_of(gpu: FakeGpu, engine: str = "tensorrt", load_deadline_s: float = 90.0) -> WorkerSpec:
+    """A worker on the doubles."""
+    return WorkerSpec(engine, gpu.python, deadline_s=30.0, load_deadline_s=load_deadline_s)
+
+
+def on_tensorrt(
+    gpu: FakeGpu,
+    bundle: Bundle,
+    cache: Path,
+    use: Callable[[WorkerEngine], Awaitable[T]],
+    spec: WorkerSpec | None = None,
+) -> T:
+    """Load a bundle in a worker, use it, end it."""
+
+    async def main() -> T:
+        chosen = spec or spec_of(gpu)
+        plans = await ensure_plans(bundle, cache, [chosen.engine])
+        async with open_engine(chosen, Job(bundle, MAX_BATCH, plans, cache)) as engine:
+            return await use(engine)
+
+    return asyncio.run(main())
+
+
+async def plan_of(engine: WorkerEngine) -> str:
+    """The form in which its windows run."""
+    return engine.facts().plan
