@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.package import as_version, package
+from tests.support.package import as_version, install, package
 from tests.support.parts import missing, optional
 from tests.support.pid1 import BARE, Machine, machine, need_machine
 from tests.support.tree import ROOT
@@ -29,11 +29,6 @@ def edge() -> Iterator[Machine]:
     package()
     with machine() as booted:
         yield booted
-
-
-def install(edge: Machine, deb: Path) -> None:
-    edge.run("sh", "-c", "cat >/var/tmp/edged.deb", stdin=deb.read_bytes())
-    edge.run("dpkg", "--install", "/var/tmp/edged.deb", timeout_s=300)
 
 
 def drop_a_seven(edge: Machine, name: str) -> None:
