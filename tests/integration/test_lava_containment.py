@@ -61,6 +61,11 @@ def group(leader: int) -> list[int]:
     return members
 
 
+def started(pid: int) -> int:
+    """When it was, in ticks since boot; numbers of processes begin anew some day."""
+    return int(mark(pid).partition("-")[2])
+
+
 def wait_until(condition: Callable[[], bool], timeout_s: float = GONE_S) -> None:
     give_up = time.monotonic() + timeout_s
     while not condition():
@@ -123,7 +128,7 @@ def test_a_killed_child_of_lavas_ends_the_worker_at_once(bundle: Bundle, tmp_pat
         pid = engine.facts().pid
         assert pid is not None
         children = group(pid)
-        victim = max(children)  # the one that was started last: a process of the network
+        victim = max(children, key=started)  # last: a process of the network
         began = time.monotonic()
         os.kill(victim, signal.SIGKILL)
         assert "a process of Lava's runtime has died" in await lost(engine, pid)
