@@ -132,7 +132,7 @@ def test_a_killed_child_of_lavas_ends_the_worker_at_once(bundle: Bundle, tmp_pat
         began = time.monotonic()
         os.kill(victim, signal.SIGKILL)
         assert "a process of Lava's runtime has died" in await lost(engine, pid)
-        assert time.monotonic() - began < 5  # and not at the deadline of the next call
+        assert time.monotonic() - began < 10  # and not at the deadline of the next call, 30 s
         wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
 
     in_sim(bundle, tmp_path, use)
