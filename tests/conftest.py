@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import hypothesis
 import pytest
@@ -23,7 +22,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--slow", action="store_true", help="run the tests marked slow too (CI always does)")
     group.addoption("--soak", action="store_true", help="run what torments for ten minutes, not for one")
     group.addoption("--vm", action="store_true", help="run the tests in virtual machines too")
-    group.addoption("--package", type=Path, help="edged's Debian package for those, instead of one that is built first")
     group.addoption("--bench", action="store_true", help="run the benchmarks: they print tables and never decide")
 
 

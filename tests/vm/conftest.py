@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.support.package import package as build_package
 from tests.support.parts import require
 from tests.vm.image import Image, image, make_disk
-from tests.vm.installation import build_package, installed_disk
+from tests.vm.installation import installed_disk
 from tests.vm.machine import Guest, accelerator, overlay
 
 HERE = Path(__file__).parent
@@ -53,20 +54,19 @@ class Machines:
             make_disk(self._image.root, bare)
         return overlay(bare, self._folder / f"disk-{next(self._names)}.qcow2")
 
-    def boot(self, disk: Path, *, processors: int = 2) -> Guest:
-        """Boot a machine on a disk, which takes what it writes. Use it as a context manager."""
+    def boot(self, disk: Path, *, processors: int = 2, others: Sequence[Path] = ()) -> Guest:
+        """Boot a machine on a disk, which takes what it writes, as do ``others``. Use it as a context manager."""
         share = disk.with_suffix(".share")
         share.mkdir(exist_ok=True)
-        guest = Guest(self._image, disk, share, log=disk.with_suffix(".log"), processors=processors)
+        guest = Guest(self._image, disk, share, log=disk.with_suffix(".log"), processors=processors, others=others)
         self.boots.append(guest.boot_s)
         return guest
 
 
 @pytest.fixture(scope="session")
-def package(vm_image: Image, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """edged's Debian package: the one named by --package, else as this working tree makes it."""
-    named: Path | None = pytestconfig.getoption("--package")
-    return named or build_package(tmp_path_factory.mktemp("package"))
+def package(vm_image: Image) -> Path:
+    """edged's Debian package: the one that EDGED_DEB names, else as this working tree makes it."""
+    return build_package()
 
 
 @pytest.fixture(scope="session")

@@ -8,21 +8,13 @@ for what runs in the guest.
 from __future__ import annotations
 
 import shutil
-import subprocess
 from pathlib import Path
 
-from tests.support.tree import ROOT, relative, tracked
-from tests.vm.image import PYTHON, Image, make_disk, run
+from tests.support.tree import relative, tracked
+from tests.vm.image import Image, make_disk, run
 
 TREE = "srv/tree"
 INSTALL = 'mount -t proc proc "$0/proc"; chroot "$0" dpkg --force-unsafe-io --install /edged.deb'
-BUILD = [str(ROOT / "scripts" / "build-deb"), "--arch", "amd64", "--python", PYTHON, "--out"]
-
-
-def build_package(folder: Path) -> Path:
-    """The package of this working tree. Raises CalledProcessError."""
-    built = subprocess.run([*BUILD, str(folder)], check=True, stdout=subprocess.PIPE, text=True)
-    return Path(built.stdout.splitlines()[-1])
 
 
 def installed_disk(image: Image, package: Path, folder: Path) -> Path:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import queue
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -111,10 +112,13 @@ class Job:
 class Guest:
     """A running machine. As a context manager it ends with its block, as if the power were cut.
 
-    ``disk`` is written to; ``overlay`` makes one that starts as another. ``share`` is readable at /mnt/host.
+    ``disk`` is written to; ``overlay`` makes one that starts as another. ``others`` are its /dev/vdb, /dev/vdc and so
+    on. ``share`` is readable at /mnt/host.
     """
 
-    def __init__(self, image: Image, disk: Path, share: Path, *, log: Path, processors: int = 2) -> None:
+    def __init__(
+        self, image: Image, disk: Path, share: Path, *, log: Path, processors: int = 2, others: Sequence[Path] = ()
+    ) -> None:
         started = time.monotonic()
         shutil.copyfile(AGENT, share / AGENT.name)
         self.share = share
@@ -127,7 +131,7 @@ class Guest:
             self._listener = stack.enter_context(socket.socket(socket.AF_UNIX))
             self._listener.bind(str(sockets / "agent"))
             self._listener.listen(1)
-            command = _command(image, disk, share, log, sockets, processors)
+            command = _command(image, disk, share, log, sockets, processors) + _further(others)
             with log.open("ab") as said:
                 self._qemu = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=said)
             stack.callback(self._kill)
@@ -189,6 +193,18 @@ class Guest:
     def cut_power(self) -> None:
         """End the machine between two instructions: what it had not flushed to its disk is gone."""
         self._stack.close()
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """The machine stands still between two instructions: a copy of its disk is now what a power cut would leave.
+
+        As with ``cut_power`` nothing is flushed before (QEMU's own pause would do that), neither by it nor by QEMU.
+        """
+        self._qemu.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._qemu.send_signal(signal.SIGCONT)
 
     def shut_down(self, timeout_s: float = PATIENCE_S) -> None:
         """Ask systemd to stop everything, and wait for that."""
@@ -257,6 +273,14 @@ def _command(image: Image, disk: Path, share: Path, log: Path, sockets: Path, pr
         *("-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,path={sockets / 'agent'}"),
         *("-device", "virtserialport,chardev=agent,name=agent", "-qmp", f"unix:{sockets / 'qmp'},server=on,wait=off"),
     ]
+
+
+def _further(disks: Sequence[Path]) -> list[str]:
+    options = []
+    for number, disk in enumerate(disks):
+        options += ["-drive", f"if=none,id=disk{number},file={disk},format=qcow2"]
+        options += ["-device", f"virtio-blk-pci,drive=disk{number}"]
+    return options
 
 
 @cache

@@ -1,8 +1,9 @@
 """Runs in a guest as the daemon's user: looks the store through, fills the spool, then tells every row as it is stored.
 
-``load.py BUFFER SPOOL FRAMES PREFIX COUNT``. Prints one JSON value a line: the audit (the result of SQLite's integrity
-check for each segment, what lies in quarantine, all rows and gaps of every stream), how many files it put into the
-spool, which then holds COUNT, and from then on a row a line. A row that a reader sees is committed, and was fsynced
+``load.py BUFFER`` prints the audit as one JSON value: the result of SQLite's integrity check for each segment, what
+lies in quarantine, all rows and gaps of every stream. ``load.py BUFFER SPOOL FRAMES PREFIX COUNT`` prints on further
+lines how many files it put into the spool, which then holds COUNT; the rows that were stored before these files were
+flushed, and all else with them; and from then on a row a line. A row that a reader sees is committed, and was fsynced
 before: so it must be there after every power cut.
 """
 
@@ -22,14 +23,14 @@ from edged.buffer.reader import BufferReader, Gap, StoredRow
 from edged.buffer.segment import open_reading
 from edged.errors import StoreError
 
+Ends = dict[tuple[str, str], int]  # (epoch, stream) → seq
 PAGE = 500
 POLL_S = 0.02
 
 
-def main(buffer: Path, spool: Path, frames: Path, prefix: str, count: int) -> None:
-    """Audit, feed, and tell until the power goes."""
-    reader = BufferReader(buffer)
-    rows, ends = _rows(reader, {})
+def audit(buffer: Path) -> Ends:
+    """Tell of all that is stored; returns where it ends."""
+    rows, ends = _rows(BufferReader(buffer), {})
     quarantine = buffer / QUARANTINE
     tell(
         {
@@ -38,7 +39,15 @@ def main(buffer: Path, spool: Path, frames: Path, prefix: str, count: int) -> No
             "rows": rows,
         }
     )
-    tell(_feed(spool, frames, prefix, count))
+    return ends
+
+
+def load(buffer: Path, ends: Ends, feed: tuple[Path, Path, str, int]) -> None:
+    """Feed, and tell of what is stored beyond ``ends`` until the power goes."""
+    reader = BufferReader(buffer)
+    tell(_feed(*feed))
+    rows, ends = _rows(reader, ends)
+    tell(rows)
     while True:
         with contextlib.suppress(StoreError):  # busy: at the next look
             rows, ends = _rows(reader, ends)
@@ -55,9 +64,6 @@ def tell(message: object) -> None:
 def _integrity(path: Path) -> str:
     with contextlib.closing(open_reading(path)) as connection:
         return str(connection.execute("PRAGMA integrity_check").fetchone()[0])
-
-
-Ends = dict[tuple[str, str], int]
 
 
 def _rows(reader: BufferReader, ends: Ends) -> tuple[list[list[object]], Ends]:
@@ -94,4 +100,6 @@ def _feed(spool: Path, frames: Path, prefix: str, count: int) -> int:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], int(sys.argv[5]))
+    seen = audit(Path(sys.argv[1]))
+    if len(sys.argv) > 2:
+        load(Path(sys.argv[1]), seen, (Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], int(sys.argv[5])))
