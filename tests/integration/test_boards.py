@@ -25,6 +25,7 @@ from edged.devices.watch import Watch
 from edged.hardware_config import Board
 from edged.status import DeviceFacts
 from tests.support.boards import SpinnakerBoard, TcpBoard
+from tests.support.descriptors import open_descriptors
 from tests.support.device import BUNDLE, ROOT, wait_until
 
 LOST = "it no longer answers: 127.0.0.1 port {port}: Connection refused"
@@ -63,7 +64,7 @@ def test_a_board_that_goes_away_is_lost_and_returns_as_the_same(address: str) ->
     async def main() -> None:
         with TcpBoard(address) as there:
             async with watching(board(there.port, address=address, engine="lava-loihi2")) as (watch, moves):
-                files = len(list(Path("/proc/self/fd").iterdir()))
+                files = open_descriptors()
                 assert watch.missing("rack") == watch.missing("accelerator") == ""
                 for _ in range(5):
                     there.down()
@@ -72,7 +73,7 @@ def test_a_board_that_goes_away_is_lost_and_returns_as_the_same(address: str) ->
                     there.up()
                     await until(lambda: watch.facts()[0].state == "ready")
                     assert len(watch.facts()) == 1
-                assert len(list(Path("/proc/self/fd").iterdir())) == files
+                assert open_descriptors() == files
                 assert states(moves) == [
                     *["seen", "probing", "ready"],
                     *["lost", "returned", "probing", "ready"] * 5,

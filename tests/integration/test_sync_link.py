@@ -8,6 +8,7 @@ from pathlib import Path
 from cloud_sync.device.link import Broker as Where
 from cloud_sync.device.link import Connected, Letter, Link, Lost
 from tests.support.broker import Broker, free_port
+from tests.support.descriptors import open_descriptors
 
 WILL = Letter("edged/v1/f/d/status", b"{}", "application/json")
 
@@ -27,31 +28,27 @@ def dial(port: int) -> Link:
     return link
 
 
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 def test_refused_connections_leave_nothing_open() -> None:
-    port, before = free_port(), descriptors()
+    port, before = free_port(), open_descriptors()
     for _ in range(50):
         link = dial(port)
         (lost,) = link.events
         assert isinstance(lost, Lost)
         assert "Connection refused" in lost.reason
         link.drop()
-    assert descriptors() <= before + 2
+    assert open_descriptors() <= before + 2
 
 
 def test_dropped_connections_leave_nothing_open_and_say_nothing_more(tmp_path: Path) -> None:
     with Broker(tmp_path / "broker") as broker:
-        before = descriptors()
+        before = open_descriptors()
         for _ in range(50):
             link = dial(broker.port)
             assert isinstance(link.events.popleft(), Connected)
             link.drop()
             assert link.socket is None
-        assert descriptors() <= before + 2
+        assert open_descriptors() <= before + 2
         kept = [dial(broker.port) for _ in range(5)]
-        assert descriptors() >= before + 5, "the count sees a connection that is open"
+        assert open_descriptors() >= before + 5, "the count sees a connection that is open"
         for link in kept:
             link.drop()

@@ -41,6 +41,7 @@ from edged.engines.wire_json import encode_object
 from edged.engines.worker.__main__ import ENGINES
 from edged.errors import EngineError, EngineLost
 from tests.support import fault_engine
+from tests.support.descriptors import open_descriptors
 from tests.support.parts import optional
 
 ROOT = Path(__file__).parents[2]
@@ -328,11 +329,11 @@ def test_descriptors_that_a_worker_sends_are_not_kept() -> None:
     async def main() -> int:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         client = WorkerClient(ours, 1.0)
-        before = len(list(Path("/proc/self/fd").iterdir()))
+        before = open_descriptors()
         rights = array.array("i", [theirs.fileno()] * 3)
         theirs.sendmsg([hello()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
         await client.greet("echo")
-        after = len(list(Path("/proc/self/fd").iterdir()))
+        after = open_descriptors()
         client.close(EngineError("closed"))
         theirs.close()
         return after - before

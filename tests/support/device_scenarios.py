@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import gc
 import os
 import random
 import struct
@@ -24,6 +23,7 @@ import msgspec
 from edged.devices.table import LOST_MAX
 from edged.devices.watch import Watch
 from edged.status import DeviceFacts
+from tests.support.descriptors import open_descriptors
 from tests.support.udev import device
 from tests.support.umock import Testbed
 
@@ -165,9 +165,8 @@ async def is_not_denied_to_root(bed: Testbed) -> None:
 
 def held() -> tuple[int, int]:
     """Open files and resident kilobytes of this process."""
-    gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return len(list(Path("/proc/self/fd").iterdir())), pages * os.sysconf("SC_PAGE_SIZE") // 1024
+    return open_descriptors(), pages * os.sysconf("SC_PAGE_SIZE") // 1024
 
 
 async def has_heard(watch: Watch, here: dict[str, tuple[str, str]]) -> None:

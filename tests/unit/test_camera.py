@@ -23,6 +23,7 @@ from edged.sources import camera as cameras
 from edged.sources.camera import CameraSource, Capture, Grab, _Pace
 from edged.sources.camera_formats import Unfit, Wanted
 from edged.sources.pixels import Picture
+from tests.support.descriptors import open_descriptors
 from tests.support.fakes import Collector, MemoryStore, SumEngine, SumModel
 
 GREY = Picture("GREY", 4, 2)
@@ -333,10 +334,6 @@ def test_a_camera_that_is_too_fast_is_thinned_out(wanted: float, rate: float, ex
     assert abs(taken - expected) <= 3
 
 
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 def test_no_descriptor_is_left_of_any_session() -> None:
     cameras_used = [Camera() for _ in range(20)]
 
@@ -344,12 +341,12 @@ def test_no_descriptor_is_left_of_any_session() -> None:
         port = Port()
         async with running(source(port, []), Collector()):
             await until(lambda: port.opened > 1)
-            before = descriptors()
+            before = open_descriptors()
             for camera in cameras_used:
                 camera.send()
                 camera.pull()
                 port.what.append(camera)
                 await until(camera.closed.is_set)
-            assert descriptors() == before
+            assert open_descriptors() == before
 
     run(main(), *cameras_used)

@@ -14,6 +14,7 @@ from edged.errors import ConfigError
 from edged.sources.camera_formats import AUTO, Unfit, Wanted
 from edged.sources.camera_v4l2 import BUFFERS, open_capture
 from edged.sources.pixels import BT709, Picture, Ycbcr
+from tests.support.descriptors import open_descriptors
 from tests.support.v4l2_driver import Driver
 
 VGA, HD = (640, 480), (1280, 720)
@@ -31,10 +32,6 @@ def plug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plug:
         return driver
 
     return make
-
-
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_a_camera_sends_what_was_agreed_and_every_buffer_goes_round(plug: Plug) -> None:
@@ -71,7 +68,7 @@ def test_frames_come_in_order_with_the_driver_s_numbers_and_marks(plug: Plug) ->
 
 def test_a_frame_that_was_fetched_when_the_camera_was_pulled_is_not_lost(plug: Plug) -> None:
     driver = plug()
-    before = descriptors()
+    before = open_descriptors()
     capture = open_capture(driver.file, Wanted("YUYV", *VGA))
     driver.send(b"the last one")
     driver.fails = {"QBUF": errno.ENODEV, "STREAMOFF": errno.ENODEV, "REQBUFS": errno.ENODEV}
@@ -82,7 +79,7 @@ def test_a_frame_that_was_fetched_when_the_camera_was_pulled_is_not_lost(plug: P
         capture.take()
     assert caught.value.errno == errno.ENODEV
     capture.close()
-    assert descriptors() == before
+    assert open_descriptors() == before
 
 
 @pytest.mark.parametrize(
@@ -125,10 +122,10 @@ def test_a_camera_that_cannot_be_used_says_why_and_stays_closed(
     plug: Plug, facts: dict[str, Any], wanted: Wanted, said: str
 ) -> None:
     driver = plug(**facts)
-    before = descriptors()
+    before = open_descriptors()
     with pytest.raises(OSError, match=said):
         open_capture(driver.file, wanted)
-    assert descriptors() == before
+    assert open_descriptors() == before
 
 
 def test_what_is_no_camera_is_told_from_what_is_not_there(tmp_path: Path) -> None:
