@@ -144,7 +144,7 @@ def bench_slow_fsync() -> None:
     for layout in LAYOUTS:
         with fresh() as directory:
             command = [sys.executable, "-m", "tests.bench.bench_buffer", "fill", str(directory), layout]
-            trace = ["strace", "-f", "-qq", "-o", "/dev/null", "--seccomp-bpf"]
+            trace = ["strace", "-f", "-qq", "-o", "/dev/null", "--seccomp-bpf", "-e", "trace=fdatasync"]
             delay = ["-e", f"inject=fdatasync:delay_enter={DELAY_US}"]
             done = subprocess.run([*trace, *delay, *command], capture_output=True, text=True, check=True)
             print(f"  {layout:9} {done.stdout.strip()}")
