@@ -306,6 +306,7 @@ def test_check_names_a_board_that_does_not_answer(tmp_path: Path) -> None:
     assert (well.returncode, away.returncode) == (0, 1)
 
 
+@pytest.mark.slow
 def test_a_daemon_whose_engine_needs_a_board_waits_for_it_and_says_so(tmp_path: Path) -> None:
     def shown(device: str, placement: str) -> Callable[[], bool]:
         def is_so() -> bool:

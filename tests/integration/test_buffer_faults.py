@@ -142,6 +142,7 @@ def test_control_sqlite_alone_brings_a_failed_commit_back(tmp_path: Path) -> Non
     assert ("SQLITE_IOERR_FSYNC", "0", "1") in outcomes, outcomes
 
 
+@pytest.mark.slow
 def test_while_every_fsync_fails_commits_say_so_and_nothing_is_believed(tmp_path: Path) -> None:
     require("ptrace")
     run = write_traced(tmp_path, "fdatasync:error=EIO:when=8+")

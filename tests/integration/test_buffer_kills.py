@@ -138,6 +138,7 @@ def test_after_every_kill_what_was_answered_is_there_once(tmp_path: Path) -> Non
     assert set(keys.values()) == {1}
 
 
+@pytest.mark.slow
 def test_control_without_frame_identity_a_retry_is_stored_twice(tmp_path: Path) -> None:
     settings = store_settings(tmp_path, priorities=PRIORITIES, cap_bytes=256 << 20, frame_identity=False)
     keys = check_accounts(settings, kill_often(settings, rounds=24, seed=2))

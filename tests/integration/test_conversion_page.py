@@ -140,6 +140,7 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
     opened.close()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)  # ten seconds of work, but several processes start
 def test_the_ten_minutes_lead_from_a_network_to_a_result(shell: Shell) -> None:
     train, test = pictures(300, seed=1), pictures(90, seed=2)

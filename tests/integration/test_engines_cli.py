@@ -65,6 +65,7 @@ def test_lava_is_here_and_proves_digits(tmp_path: Path) -> None:
     assert "on lava" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_model_that_an_engine_cannot_run_is_refused_by_node(tmp_path: Path) -> None:
     model = BUNDLE.parents[1] / "spikeformer_digits" / "bundle"
     found = engines(tmp_path, python=lava_python(), model=model)
@@ -85,6 +86,7 @@ def test_engines_that_make_no_sense_are_refused(tmp_path: Path, names: str) -> N
     assert "engines" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_daemon_takes_a_refusal_for_an_answer_and_uses_the_next_engine(tmp_path: Path, broker: Broker) -> None:
     model = BUNDLE.parents[1] / "spikeformer_digits" / "bundle"
     tables = f'[engines.lava]\npython = "{lava_python()}"\n'

@@ -48,6 +48,7 @@ def camera(path: Path) -> Bundle:
     return write_bundle(path, manifest=draft, model=graph.model, golden=golden, report={}, card="# camera\n")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_recordings_of_every_format_get_the_scores_of_their_frames(tmp_path: Path) -> None:
     files = {name: data(f"event_samples/{name}").read_bytes() for name in NAMES}

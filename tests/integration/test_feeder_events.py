@@ -51,6 +51,7 @@ def table(path: object, **more: str) -> str:
     return f'[[feeder]]\ntype = "events"\nname = "{NAME}"\nmodel = "nmnist"\npath = "{path}"\n{lines}'
 
 
+@pytest.mark.slow
 def test_recordings_get_the_results_that_the_replay_gives_though_the_daemon_is_killed(
     tmp_path: Path, recordings: Path
 ) -> None:
@@ -80,6 +81,7 @@ def test_recordings_get_the_results_that_the_replay_gives_though_the_daemon_is_k
     assert again["duplicates"] == RECORDINGS
 
 
+@pytest.mark.slow
 def test_live_bytes_are_cut_into_windows_and_bad_recordings_are_named(tmp_path: Path, recordings: Path) -> None:
     """Standard input, a FIFO in real time, and files that are no recordings, all into one daemon."""
     digits = [file.read_bytes() for file in sorted(recordings.glob("*.bs2"))[:3]]

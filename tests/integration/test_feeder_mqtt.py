@@ -92,6 +92,7 @@ def expected(numbers: range) -> Counter[str]:
     return Counter(f"yard:json/door:{number}" for number in numbers)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)  # seconds on a machine at rest; three processes are started and killed again and again
 def test_every_message_is_stored_exactly_once_whoever_is_killed(device: Device, broker: Broker, sensor: Sensor) -> None:
     with Feeder(device, "yard") as feeder:
@@ -140,6 +141,7 @@ def save(broker: Broker) -> None:
     time.sleep(0.3)  # it writes a new file and renames it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [("-m", "edged.feeders"), CARELESS], ids=["ours", "control"])
 def test_what_is_acknowledged_before_the_commit_is_lost_with_the_feeder(
     device: Device, broker: Broker, sensor: Sensor, program: list[str]

@@ -64,6 +64,7 @@ def closes(counts: dict[str, int]) -> bool:
     return counts["received"] == sum(counts.get(name, 0) for name in ends)
 
 
+@pytest.mark.slow
 def test_pictures_come_also_after_the_camera_was_away_and_no_password_is_shown(tmp_path: Path, camera: Camera) -> None:
     secret = tmp_path / "secret"
     secret.write_text("wrong\n")

@@ -160,6 +160,7 @@ def test_a_unit_that_is_stopped_is_replaced(job: Job, place: Path) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_worker_is_reported(job: Job, place: Path) -> None:
     async def scenario() -> None:
         greedy = dataclasses.replace(spec(place), memory_limit_bytes=128 << 20)

@@ -62,6 +62,7 @@ def stock_spikes(case: Case) -> dict[str, Any]:
     return totals
 
 
+@pytest.mark.slow
 def test_random_networks_give_the_same_numbers_on_numpy_onnxruntime_and_lava(tmp_path: Path) -> None:
     cases = [random_case(seed) for seed in SEEDS]
     active = 0
@@ -76,6 +77,7 @@ def test_random_networks_give_the_same_numbers_on_numpy_onnxruntime_and_lava(tmp
     assert active > len(SEEDS)  # the networks do spike, most of them in more than one layer
 
 
+@pytest.mark.slow
 def test_single_steps_are_those_of_the_reference_with_every_state(tmp_path: Path) -> None:
     cases = [random_case(seed) for seed in FEW]
     for seed, (case, result) in enumerate(zip(cases, run_lava(tmp_path, cases, steps=True), strict=True)):
@@ -95,6 +97,7 @@ def assert_same_steps(case: Case, result: Result, seed: int) -> None:
             np.testing.assert_array_equal(found, value.reshape(-1), err_msg=f"{name} at step {t}, seed {seed}")
 
 
+@pytest.mark.slow
 def test_control_without_the_corrections_random_networks_differ(tmp_path: Path) -> None:
     cases = [random_case(seed) for seed in FEW]
     results = run_lava(tmp_path, cases, "lava_careless")
@@ -182,6 +185,7 @@ def test_random_networks_in_loihis_integers_spike_about_as_often(tmp_path: Path)
     assert difference <= RANDOM * spikes
 
 
+@pytest.mark.slow
 def test_random_networks_in_lavas_integers_spike_as_the_chips_arithmetic_in_numpy(tmp_path: Path) -> None:
     cases = [random_case(seed, alike=True) for seed in INTEGER_SEEDS]
     active = 0

@@ -104,6 +104,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.slow
 def test_what_may_not_be_installed_is_refused_and_changes_nothing(
     unit: Unit, releases: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -287,6 +288,7 @@ def test_proofs_are_kept_and_a_second_start_is_short(unit: Unit, releases: dict[
     assert read_store(unit.state / "models")[0] == before
 
 
+@pytest.mark.slow
 def test_commands_are_refused_with_a_reason_and_without_harm(unit: Unit) -> None:
     for state in ("down", "up"):
         if state == "up":

@@ -156,6 +156,7 @@ def test_a_kill_anywhere_leaves_the_state_before_or_after_and_whole(name: str, t
     assert count > 3, "the kills hit nothing"
 
 
+@pytest.mark.slow
 def test_a_kill_in_a_repair_leaves_what_another_repair_heals(tars: Path, tmp_path: Path) -> None:
     case = Case((*active(1), lambda store: damage(store, State.ACTIVE)), install(1))
     start = prepared(case, tars, tmp_path)

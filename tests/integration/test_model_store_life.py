@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -152,6 +153,7 @@ def cut(number: int, state: Path, act: Act, *, daemon: bool) -> None:
     killed_at(number, make, state, tolerant, daemon=daemon)
 
 
+@pytest.mark.slow
 def test_no_order_of_commands_and_kills_takes_the_last_model_away(tars: Path, tmp_path: Path) -> None:
     Life.tars, Life.root = tars, tmp_path
     run_state_machine_as_test(

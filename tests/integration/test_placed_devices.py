@@ -69,6 +69,7 @@ def test_a_frame_that_is_with_the_device_comes_back_at_once(tmp_path: Path) -> N
     asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_a_device_that_is_pulled_while_its_engine_is_proved_leaves_nothing_behind(tmp_path: Path) -> None:
     async def main() -> None:
         slow = asyncio.Event()
@@ -111,6 +112,7 @@ def test_an_engine_whose_device_never_came_is_not_started(tmp_path: Path) -> Non
     asyncio.run(main())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["moves_the_work", "tells_the_daemon"])
 def test_a_stick_that_udev_sees_come_and_go(name: str, tmp_path: Path) -> None:
     """The whole way: made-up stick, udev's events, table of devices, placement, real workers."""

@@ -66,6 +66,7 @@ def test_control_where_the_pages_fit_nothing_stalls(file: Path) -> None:
     assert told["measures"]["memory stall (service)"] < 5.0
 
 
+@pytest.mark.slow
 def test_a_worker_that_grows_is_replaced_before_the_kernel_kills_it() -> None:
     require("memory cgroups")
     with MemoryGroup(288 << 20) as group:

@@ -87,6 +87,7 @@ def test_the_reason_is_told_everywhere_and_a_correction_ends_it(place: Path) -> 
         assert process.wait(20) == 0
 
 
+@pytest.mark.slow
 def test_a_rest_ends_after_its_time(place: Path) -> None:
     write_history(place, History(row=("exited with code 1",) * 5))
     (place / "last-words").write_text("StoreError: the disk is gone")

@@ -73,6 +73,7 @@ def vibration() -> data.Signal:
     return np.concatenate([data.part(data.signal(name), "test")[: 5 * data.WINDOW] for name in SHARE.values()])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_line_that_is_pulled_and_returns_loses_what_the_wire_lost_and_no_more(tmp_path: Path) -> None:
     samples = vibration()

@@ -155,6 +155,7 @@ def test_every_planted_defect_but_ties_fails_the_self_test() -> None:
     assert len(survived) < 0.3 * sum(1 for _ in mutants(graph()))
 
 
+@pytest.mark.slow
 def test_the_same_graph_comes_out_of_ann_onnx_again(tmp_path: Path) -> None:
     """Up to what another processor rounds: a level by one of its eight bits, a sample whose scores nearly tie."""
     again = make.make(tmp_path / "bundle")

@@ -193,6 +193,7 @@ def test_a_window_whose_build_was_cut_short_twice_is_not_tried_again(
     assert on_tensorrt(gpu, bundle, tmp_path, plan_of) == "tensorrt-f32-steps"
 
 
+@pytest.mark.slow
 def test_while_a_plan_is_built_the_next_engine_serves(
     gpu: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,7 @@ def test_it_runs_where_there_is_no_network_at_all(tmp_path: Path) -> None:
     Demo(tmp_path, "--seconds", "2", prefix=own_network() or []).assert_all_went_well()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_everything_and_nothing_is_lost(tmp_path: Path) -> None:
     demo = Demo(tmp_path)
     demo.read_until(UNDER_WAY)
@@ -144,6 +145,7 @@ def test_a_killed_demo_leaves_no_process(tmp_path: Path) -> None:
     assert demo.left() == {}
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_wrong_says_so_and_keeps_its_logs(tmp_path: Path) -> None:
     demo = Demo(tmp_path)
     demo.read_until(UNDER_WAY)

@@ -83,6 +83,7 @@ def test_what_is_printed_holds_the_alphabet_each_t_and_both_networks_side_by_sid
     assert "bytes instead of" in err
 
 
+@pytest.mark.slow
 def test_only_the_network_and_the_images_must_be_named(
     bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +105,7 @@ def test_only_the_network_and_the_images_must_be_named(
     assert "--scale 1/255 missing" not in capsys.readouterr().err  # the control: it was given
 
 
+@pytest.mark.slow
 def test_a_folder_for_each_class_judges_as_the_archive_does(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     names = ["zebra", "ant", "cat", "dog", "emu"]
     with np.load(bench.folder / "held-out.npz") as archive:
@@ -137,6 +139,7 @@ def test_photos_that_a_device_cannot_read_are_told(bench: Bench, capsys: pytest.
     assert "it has .jpg: a device takes arrays and PNGs" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_same_inputs_give_the_same_digest_and_another_t_gives_another(bench: Bench) -> None:
     for out, timesteps in (("one", "4"), ("two", "4"), ("three", "5")):
         assert bench.convert("--timesteps", timesteps, out=out) == Exit.WRITTEN

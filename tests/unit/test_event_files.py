@@ -129,6 +129,7 @@ def hostile() -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_the_largest_files_cost_a_bounded_time_and_memory() -> None:
     encoding = frames_of(width=128, height=128)
     for name, content in hostile().items():
