@@ -91,7 +91,7 @@ def _run(arguments: argparse.Namespace) -> int:
     journal.set_up()
     try:
         return app.run(config)
-    except Exception as error:
+    except Exception as error:  # whatever ends the daemon is noted, and goes on
         leave_words(error, config.device.runtime_dir)  # whoever starts the service again may have to tell
         raise
 

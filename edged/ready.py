@@ -142,7 +142,7 @@ async def _ended_on_failure(bundle: Bundle, engine: Running, recipe: Recipe) -> 
     try:
         recipe.on_stage(bundle, engine)
         yield ready
-    except BaseException:
+    except BaseException:  # a cancellation too: what was begun is undone, and it goes on
         await ready.end()
         raise
 

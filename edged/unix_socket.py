@@ -24,7 +24,7 @@ def listen(path: Path, mode: int, backlog: int) -> socket.socket:
             listener.bind(name)
         path.chmod(mode)
         listener.listen(backlog)
-    except BaseException:
+    except BaseException:  # a cancellation too: what was begun is undone, and it goes on
         listener.close()
         raise
     return listener

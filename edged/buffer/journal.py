@@ -253,7 +253,7 @@ class Journal:
         try:
             rows = self._rows(segment, planned)
             segment.commit(rows)
-        except BaseException:
+        except BaseException:  # a cancellation too: what was begun is undone, and it goes on
             segment.roll_back()
             raise
         return [(row[6], row[7]) for row in rows]

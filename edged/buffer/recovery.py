@@ -168,7 +168,7 @@ def reopen(shelf: Shelf, path: Path) -> Segment:
     try:
         number, epoch = segment.number, segment.head.epoch
         segment.scan(lambda *row: shelf.remember(number, epoch, row))
-    except BaseException:
+    except BaseException:  # a cancellation too: what was begun is undone, and it goes on
         shelf.index.drop(segment.number)
         segment.abandon()
         raise

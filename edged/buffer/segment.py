@@ -233,7 +233,7 @@ def open_segment(path: Path) -> Segment:
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA wal_autocheckpoint=0")  # ours runs after the answer, and its errors are seen
         return Segment(path, connection, read_head(connection, path))
-    except BaseException:
+    except BaseException:  # a cancellation too: what was begun is undone, and it goes on
         connection.close()
         raise
 

@@ -213,7 +213,7 @@ class WorkerClient:
             for role, values in data.items():
                 self._write(slot, role, batch, values)
             answer = self._ask(kind, slot, RUN.pack(slot, batch), read)
-        except BaseException:
+        except BaseException:  # a cancellation too: what was begun is undone, and it goes on
             self._give_back(slot)
             raise
         return await answer

@@ -27,7 +27,7 @@ class SharedMemory:
             os.ftruncate(self.fd, layout.size)
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             self._arrays: Arrays | None = Arrays(mmap.mmap(self.fd, layout.size), layout)
-        except BaseException:
+        except BaseException:  # a cancellation too: what was begun is undone, and it goes on
             os.close(self.fd)
             raise
 

@@ -33,7 +33,7 @@ def open_capture(path: Path, wanted: Wanted) -> V4l2Capture:
     stream = v4l2.VideoCapture(camera, size=BUFFERS, buffer_type=v4l2.MemoryMap)
     try:
         picture, rate = _start(v4l2, camera, stream, wanted)
-    except BaseException:
+    except BaseException:  # a cancellation too: what was begun is undone, and it goes on
         _let_go(camera, stream)
         raise
     return V4l2Capture(v4l2, camera, stream, picture, rate)

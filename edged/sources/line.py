@@ -20,7 +20,7 @@ def open_line(path: Path, baud: int) -> int:
             raise ConfigError(f"{path} is no line and no FIFO", "name a serial line, a FIFO or a device of that kind")
         if os.isatty(fd):
             _set_raw(fd, baud)
-    except BaseException:
+    except BaseException:  # a cancellation too: what was begun is undone, and it goes on
         os.close(fd)
         raise
     return fd

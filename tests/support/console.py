@@ -136,7 +136,7 @@ def _running(serve: Callable[[Callable[[], None]], Coroutine[Any, Any, None]]) -
     def run() -> None:
         try:
             asyncio.run(body())
-        except BaseException as error:
+        except BaseException as error:  # raised again where the test is
             failures.append(error)
             up.set()
 

@@ -170,7 +170,7 @@ class OnnxParser(Recorded):
     def parse(self, model: bytes) -> bool:
         try:
             object.__setattr__(self._network, "_session", _session(model))
-        except Exception as error:
+        except Exception as error:  # a parser collects whatever is wrong
             self._errors.append(str(error))
             return False
         object.__setattr__(self._network, "_graph", model)

@@ -127,7 +127,7 @@ class Cuda:
         self.call("cuStreamBeginCapture_v2", self.stream, THREAD_LOCAL)
         try:
             work()
-        except BaseException:
+        except BaseException:  # a cancellation too: what was begun is undone, and it goes on
             with contextlib.suppress(CudaError):  # the capture is spoilt, which is what ended it
                 self.call("cuGraphDestroy", self._out(_pointer, "cuStreamEndCapture", after=self.stream))
             raise
