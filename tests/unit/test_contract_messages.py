@@ -33,7 +33,7 @@ from cloud_sync.contract.results import PAYLOAD_LIMIT_BYTES, Origin, Part, encod
 from cloud_sync.contract.topics import ContractError
 from edged.status import LinkFacts
 
-ORIGIN = Origin("farm", "cam-1", "e1", Predecessor(epoch="e0", last=7, reason="restored"), "digits")
+ORIGIN = Origin("yard", "cam-1", "e1", Predecessor(epoch="e0", last=7, reason="restored"), "digits")
 TIME = "2025-11-23T08:30:00.000001Z"
 
 MESSAGES: list[Message] = [
@@ -117,7 +117,7 @@ def test_an_event_is_one_cloudevent_that_json_tools_can_read() -> None:
         "specversion": "1.0",
         "type": "edged.results.v1",
         "id": "e1/digits/1-6",
-        "source": "/edged/farm/cam-1",
+        "source": "/edged/yard/cam-1",
         "subject": "digits",
         "time": TIME,
         "datacontenttype": "application/json",
